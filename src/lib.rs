@@ -1,0 +1,3 @@
+//! ftpfs mounts an FTP server as a folder.
+#![allow(missing_docs)]
+pub mod ftp;

@@ -1,0 +1,2 @@
+//! The `ftpfs` program.
+fn main() {}
