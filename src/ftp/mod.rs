@@ -1,3 +1,26 @@
 //! The server: the only room that names suppaftp.
-pub mod listing;
-pub mod path;
+//!
+//! Invariants: one owner for each session; a session returns to the pool only with no reply
+//! unread, or with one that its next user reads first; nothing is complete before its 226 or 250,
+//! which catches cut listings too; names go through byte for byte; only what may be done twice is
+//! retried, once, on a fresh session. No inode and no errno is known here.
+
+mod connect;
+mod error;
+mod listing;
+mod path;
+mod pool;
+mod secret;
+mod server;
+mod session;
+mod tls;
+mod transfer;
+
+pub use connect::Target;
+pub use error::{Error, Reply};
+pub use listing::{Entry, Kind, Precision, Timestamp};
+pub use path::{BadName, RemotePath, check_name};
+pub use pool::{Pool, PoolSnapshot};
+pub use secret::Secret;
+pub use session::{Session, Stat};
+pub use transfer::Download;

@@ -1,0 +1,340 @@
+//! From a target to a logged-in session: TCP with deadlines, login, FEAT, TYPE I.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use suppaftp::{FtpError, FtpResult};
+
+use super::error::{Error, Reply};
+use super::path::{ByteEncoding, RemotePath, to_wire};
+use super::pool::Slot;
+use super::secret::Secret;
+use super::server::{Server, lock};
+use super::session::{Client, Session};
+
+/// Which server, who, and how patiently.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Name or address.
+    pub host: String,
+    /// TCP port of the control connection; 21 by RFC 959.
+    pub port: u16,
+    /// `anonymous` when no one is named.
+    pub user: String,
+    /// Sent by PASS when the server asks for it.
+    pub password: Secret,
+    /// Sent by ACCT when the server answers 332.
+    pub account: Option<Secret>,
+    /// Bytes; empty: the login directory; with a leading `/` absolute, else below the login
+    /// directory (RFC 1738 §3.2.2).
+    pub directory: Vec<u8>,
+    /// The longest wait without progress, for anything.
+    pub timeout: Duration,
+    /// The most control connections at once.
+    pub connections: usize,
+}
+
+/// Opens sessions to one target.
+#[derive(Debug)]
+pub(crate) struct Connector {
+    target: Target,
+    server: Arc<Server>,
+    /// The address that worked last; tried first, so that a name with several addresses stays on
+    /// one server (mirrors differ). Leaf lock, never held across I/O.
+    pinned: Mutex<Option<SocketAddr>>,
+}
+
+impl Connector {
+    pub(crate) fn new(target: Target) -> Self {
+        Self { target, server: Arc::new(Server::new()), pinned: Mutex::new(None) }
+    }
+
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    pub(crate) fn server(&self) -> &Arc<Server> {
+        &self.server
+    }
+
+    /// Connects and logs in. The first session also finds out what the server can and where the
+    /// mount begins; the others only repeat what each session needs.
+    pub(crate) fn open(&self, slot: Slot) -> Result<Session, Error> {
+        let socket = self.dial()?;
+        let control = socket.try_clone().map_err(Error::Broken)?;
+        let client = Client::connect_with_stream(socket).map_err(sort_greeting)?;
+        let welcome = client.get_welcome_msg().unwrap_or_default().to_owned();
+        let mut session =
+            Session::new(client, control, Arc::clone(&self.server), self.target.timeout, slot);
+        let first = self.server.base().is_none();
+        if first {
+            log::info!("welcome: {welcome}");
+            self.server.set_welcome(welcome);
+            self.ask_features(&mut session)?;
+        }
+        self.login(&mut session)?;
+        if first {
+            self.ask_features(&mut session)?;
+        }
+        self.prepare(&mut session)?;
+        if first {
+            let base = self.find_base(&mut session)?;
+            self.server.set_base(base);
+        }
+        Ok(session)
+    }
+
+    /// A control socket, from the address that worked last or from the first that answers.
+    fn dial(&self) -> Result<TcpStream, Error> {
+        let deadline = Instant::now() + self.target.timeout;
+        let pinned = *lock(&self.pinned);
+        let mut addresses: Vec<SocketAddr> = pinned.into_iter().collect();
+        let resolved = self.resolve()?;
+        addresses.extend(resolved.into_iter().filter(|address| Some(*address) != pinned));
+        let mut last = None;
+        for address in addresses {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            match TcpStream::connect_timeout(&address, left) {
+                Ok(stream) => {
+                    prepare_socket(&stream, self.target.timeout).map_err(Error::Broken)?;
+                    *lock(&self.pinned) = Some(address);
+                    return Ok(stream);
+                }
+                Err(cause) => last = Some((address, cause)),
+            }
+        }
+        *lock(&self.pinned) = None;
+        let (address, cause) = match last {
+            Some((address, cause)) => (address.to_string(), cause),
+            None => (self.name(), io::Error::from(io::ErrorKind::TimedOut)),
+        };
+        Err(Error::Connect { address, cause })
+    }
+
+    /// Asks the system's resolver, on a thread of its own, as getaddrinfo knows no deadline.
+    fn resolve(&self) -> Result<Vec<SocketAddr>, Error> {
+        let failed = |cause| Error::Resolve { host: self.target.host.clone(), cause };
+        let (host, port) = (self.target.host.clone(), self.target.port);
+        let (send, receive) = mpsc::channel();
+        std::thread::Builder::new()
+            .name("resolve".into())
+            .spawn(move || {
+                let found = (host.as_str(), port).to_socket_addrs().map(Iterator::collect);
+                // Nobody listens any more when the deadline has passed: nothing to do then.
+                let _ = send.send(found);
+            })
+            .map_err(failed)?;
+        let found: io::Result<Vec<SocketAddr>> = receive
+            .recv_timeout(self.target.timeout)
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let found = found.map_err(failed)?;
+        if found.is_empty() {
+            return Err(failed(io::Error::new(io::ErrorKind::NotFound, "it has no address")));
+        }
+        Ok(found)
+    }
+
+    /// USER, PASS and ACCT (RFC 959 §5.4), each only as far as the server asks.
+    fn login(&self, session: &mut Session) -> Result<(), Error> {
+        let mut reply = session.command(&format!("USER {}", to_wire(self.target.user.as_bytes())))?;
+        if reply.code == 331 {
+            reply = session.command(&format!("PASS {}", to_wire(self.target.password.expose())))?;
+        }
+        if reply.code == 332 {
+            let Some(account) = &self.target.account else {
+                return Err(Error::NeedAccount(reply));
+            };
+            reply = session.command(&format!("ACCT {}", to_wire(account.expose())))?;
+        }
+        match reply {
+            // 202: not needed here, RFC 959's answer to a superfluous PASS.
+            reply if reply.is_success() => Ok(()),
+            reply if reply.is_too_many() => Err(Error::TooMany(reply)),
+            reply if reply.code == 421 => Err(Error::Closing(reply)),
+            reply => Err(Error::Login(reply)),
+        }
+    }
+
+    /// FEAT (RFC 2389); a server without it answers 500 or 502, one that wants a login first 530.
+    fn ask_features(&self, session: &mut Session) -> Result<(), Error> {
+        let reply = session.command("FEAT")?;
+        if reply.code == 211 {
+            self.server.learn_features(&reply.body);
+        }
+        Ok(())
+    }
+
+    /// What every session needs before its first transfer.
+    fn prepare(&self, session: &mut Session) -> Result<(), Error> {
+        if self.server.offers("UTF8") {
+            // Names pass through byte for byte either way; IIS and FileZilla Server convert them
+            // to a code page unless told so.
+            session.command("OPTS UTF8 ON")?;
+        }
+        if let Some(wanted) = self.server.mlst_line().as_deref().and_then(missing_facts) {
+            session.command(&format!("OPTS MLST {wanted}"))?;
+        }
+        // Before anything else that transfers or asks for a size: SIZE in ASCII type is refused
+        // or counts other bytes (RFC 3659 §4).
+        session.expect("TYPE I").map(drop)
+    }
+
+    /// The directory that becomes the root of the mount.
+    fn find_base(&self, session: &mut Session) -> Result<RemotePath, Error> {
+        let wanted = &self.target.directory;
+        if wanted.is_empty() || !wanted.starts_with(b"/") {
+            let mut base = session.working_directory()?;
+            if !wanted.is_empty() {
+                for component in RemotePath::parse(wanted)?.components() {
+                    base = base.join(component)?;
+                }
+                session.enter(&base).map_err(no_directory)?;
+            }
+            return Ok(base);
+        }
+        let base = RemotePath::parse(wanted)?;
+        session.enter(&base).map_err(no_directory)?;
+        Ok(base)
+    }
+
+    /// Host and port, for messages.
+    fn name(&self) -> String {
+        format!("{}:{}", self.target.host, self.target.port)
+    }
+}
+
+/// Opens a data connection without waiting for its handshake, so that REST and RETR travel
+/// together with it: one round trip less. Reads and writes wait for the handshake by themselves,
+/// and SO_RCVTIMEO and SO_SNDTIMEO bound that wait too.
+pub(crate) fn dial_data(address: SocketAddr, timeout: Duration) -> FtpResult<TcpStream> {
+    let dial = || -> io::Result<TcpStream> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_nonblocking(true)?;
+        match socket.connect(&address.into()) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+            Err(error) => return Err(error),
+        }
+        socket.set_nonblocking(false)?;
+        let stream = TcpStream::from(socket);
+        prepare_socket(&stream, timeout)?;
+        Ok(stream)
+    };
+    dial().map_err(FtpError::ConnectionError)
+}
+
+/// Deadlines on every read and write; no Nagle (with it ProFTPD's answers take 34-48 ms on
+/// loopback instead of 3-5); keep-alive, so that a NAT does not forget a control connection
+/// during a long transfer and a vanished peer is noticed.
+fn prepare_socket(stream: &TcpStream, timeout: Duration) -> io::Result<()> {
+    stream.set_read_timeout(Some(timeout))?;
+    stream.set_write_timeout(Some(timeout))?;
+    stream.set_nodelay(true)?;
+    // 60 s is below the 5 minutes after which home routers commonly forget a connection.
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(15))
+        .with_retries(4);
+    socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
+
+/// A greeting other than 220 speaks of the number of connections or of a server going down.
+fn sort_greeting(error: FtpError) -> Error {
+    match Error::from_suppaftp(error) {
+        Error::Closing(reply) | Error::Refused(reply) if reply.is_too_many() => {
+            Error::TooMany(reply)
+        }
+        Error::Refused(reply) => Error::Closing(reply),
+        other => other,
+    }
+}
+
+fn no_directory(error: Error) -> Error {
+    match error {
+        Error::Refused(reply) => Error::NoDirectory(reply),
+        other => other,
+    }
+}
+
+/// The argument of OPTS MLST when a fact that ftpfs uses is offered but off; `None` when nothing
+/// needs to be said. `line` is the FEAT line in capitals.
+fn missing_facts(line: &str) -> Option<String> {
+    const USED: [&str; 12] = [
+        "TYPE", "SIZE", "MODIFY", "PERM", "UNIQUE", "UNIX.MODE", "UNIX.OWNER", "UNIX.GROUP",
+        "UNIX.OWNERNAME", "UNIX.GROUPNAME", "SIZD", "MEDIA-TYPE",
+    ];
+    let offered: Vec<(&str, bool)> = line
+        .strip_prefix("MLST ")?
+        .split(';')
+        .map(str::trim)
+        .filter(|fact| !fact.is_empty())
+        .map(|fact| fact.strip_suffix('*').map_or((fact, false), |name| (name, true)))
+        .collect();
+    let off = offered.iter().any(|(name, on)| !on && USED.contains(name));
+    off.then(|| {
+        let wanted = offered.iter().filter(|(name, on)| *on || USED.contains(name));
+        wanted.map(|(name, _)| format!("{};", name.to_lowercase())).collect()
+    })
+}
+
+/// For messages and logs: never the password.
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ftp://{}@{}:{}", self.user, self.host, self.port)
+    }
+}
+
+/// What suppaftp is told about names: bytes are bytes.
+pub(crate) fn encoding() -> ByteEncoding {
+    ByteEncoding
+}
+
+/// Kept with the connector, as it is the other thing a login needs to know of a reply.
+pub(crate) fn quoted_path(reply: &Reply) -> Option<Vec<u8>> {
+    // RFC 959 §5.3.1 and appendix II: 257 "path" with quotes inside doubled.
+    let start = reply.body.iter().position(|byte| *byte == b'"')? + 1;
+    let mut path = Vec::new();
+    let mut rest = reply.body.get(start..)?.iter().copied().peekable();
+    while let Some(byte) = rest.next() {
+        match byte {
+            b'"' if rest.peek() == Some(&b'"') => {
+                rest.next();
+                path.push(byte);
+            }
+            b'"' => return Some(path),
+            _ => path.push(byte),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_facts_that_are_off_are_asked_for() {
+        assert_eq!(missing_facts("MLST TYPE*;SIZE*;MODIFY*;"), None);
+        assert_eq!(
+            missing_facts("MLST TYPE*;SIZE;CHARSET;UNIX.MODE*;").as_deref(),
+            Some("type;size;unix.mode;")
+        );
+        assert_eq!(missing_facts("MLST CHARSET;"), None);
+    }
+
+    #[test]
+    fn quotes_in_a_path_are_undoubled() {
+        let path = |text: &str| quoted_path(&Reply::parse(text.as_bytes().to_vec()));
+        assert_eq!(path("257 \"/a b\" is current\r\n"), Some(b"/a b".to_vec()));
+        assert_eq!(path("257 \"/say \"\"hi\"\"\" ok\r\n"), Some(b"/say \"hi\"".to_vec()));
+        assert_eq!(path("257 none\r\n"), None);
+        assert_eq!(path("257 \"/open\r\n"), None);
+    }
+}

@@ -1,0 +1,442 @@
+//! The only owner of connections between requests.
+//!
+//! A session is *free*, *leased* (owned by one running call) or *parked* (a half-read download,
+//! keyed by its handle). Whoever needs a connection takes a free one, opens a new one while the
+//! limit allows, or takes the oldest parked one, whose reader opens again when it reads on. So
+//! idle readers never starve anybody, and no call holds one connection while it waits for another.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+
+use super::connect::{Connector, Target};
+use super::error::Error;
+use super::path::RemotePath;
+use super::server::{Habit, Verdict, lock};
+use super::session::Session;
+use super::transfer::{Download, Upload};
+
+/// The first pause after a failed connection; doubled with each further failure.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+
+/// The longest pause: a server that is back is used again within this time.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+
+/// How many connections there are, and what they do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolSnapshot {
+    /// The most there may be, as configured or learnt from a refusal.
+    pub limit: usize,
+    /// All there are: free, parked and leased.
+    pub open: usize,
+    /// Waiting for work.
+    pub free: usize,
+    /// Half-read downloads between two reads.
+    pub parked: usize,
+    /// In the hands of a running call.
+    pub leased: usize,
+}
+
+/// All connections to one server.
+#[derive(Debug)]
+pub struct Pool {
+    shared: Arc<Shared>,
+}
+
+impl Pool {
+    /// Connects and logs in once, so that a wrong host, user or directory is known at once.
+    pub fn open(target: Target) -> Result<Arc<Self>, Error> {
+        let limit = target.connections.max(1);
+        let state = State {
+            free: Vec::new(),
+            parked: LruCache::unbounded(),
+            open: 0,
+            limit,
+            waiting: BTreeSet::new(),
+            tickets: 0,
+            down: None,
+            closed: false,
+        };
+        let shared = Arc::new(Shared {
+            connector: Connector::new(target),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            born: Instant::now(),
+            progress_millis: AtomicU64::new(0),
+        });
+        let pool = Arc::new(Self { shared });
+        pool.lease()?.give_back();
+        Ok(pool)
+    }
+
+    /// The server's greeting.
+    pub fn welcome(&self) -> String {
+        self.shared.connector.server().welcome()
+    }
+
+    /// User, host and port, without secrets.
+    pub fn server_name(&self) -> String {
+        self.shared.connector.target().to_string()
+    }
+
+    /// The directory on the server that is the root of the mount.
+    pub fn base(&self) -> RemotePath {
+        self.shared.connector.server().base().unwrap_or_else(RemotePath::root)
+    }
+
+    /// The longest wait without progress.
+    pub fn timeout(&self) -> Duration {
+        self.shared.connector.target().timeout
+    }
+
+    /// Does the server rename over an existing file? Unknown until it was tried.
+    pub fn renames_over(&self) -> bool {
+        self.shared.connector.server().may(Habit::RenameOver)
+    }
+
+    /// What a rename over an existing file came to.
+    pub fn learn_renames_over(&self, works: bool) {
+        let verdict = if works { Verdict::Yes } else { Verdict::No };
+        self.shared.connector.server().learn(Habit::RenameOver, verdict);
+    }
+
+    /// Runs `verb`, and once more on a fresh connection if the first one was lost. For questions,
+    /// and for what may be done twice.
+    pub fn ask<T>(&self, verb: impl Fn(&mut Session) -> Result<T, Error>) -> Result<T, Error> {
+        self.ask_noting(verb).0
+    }
+
+    /// The same, and whether it was run twice: a refusal may then come from the first run's
+    /// success.
+    pub fn ask_noting<T>(
+        &self,
+        verb: impl Fn(&mut Session) -> Result<T, Error>,
+    ) -> (Result<T, Error>, bool) {
+        match self.run(Age::Any, &verb) {
+            Err(error) if error.lost_session() => {
+                log::info!("{error}; once more on a fresh connection");
+                (self.run(Age::Fresh, &verb), true)
+            }
+            result => (result, false),
+        }
+    }
+
+    /// Runs a verb and returns the session unless the verb lost it.
+    fn run<T>(
+        &self,
+        age: Age,
+        verb: impl Fn(&mut Session) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut session = self.shared.lease(age)?;
+        let result = verb(&mut session);
+        if result.as_ref().err().is_none_or(Error::leaves_session_usable) {
+            session.give_back();
+        }
+        result
+    }
+
+    /// A download from `offset` on.
+    pub fn download(&self, path: &RemotePath, offset: u64) -> Result<Download, Error> {
+        match Download::open(self.lease()?, path, offset) {
+            Err(error) if error.lost_session() => {
+                log::info!("{error}; once more on a fresh connection");
+                Download::open(self.shared.lease(Age::Fresh)?, path, offset)
+            }
+            result => result,
+        }
+    }
+
+    /// Stores the first `length` bytes of `file`; Ok means that the server confirmed them. A
+    /// broken transfer is sent again from its beginning, once.
+    pub fn upload(&self, path: &RemotePath, file: &File, length: u64) -> Result<(), Error> {
+        match Upload::open(self.lease()?, path).and_then(|upload| upload.send(file, length)) {
+            Err(error) if error.lost_session() => {
+                log::warn!("upload of {path}: {error}; once more from the beginning");
+                Upload::open(self.shared.lease(Age::Fresh)?, path)?.send(file, length)
+            }
+            result => result,
+        }
+    }
+
+    /// Keeps a half-read download for the handle until it reads on or somebody needs its
+    /// connection.
+    pub fn park(&self, handle: u64, download: Download) {
+        let replaced = {
+            let mut state = lock(&self.shared.state);
+            if state.closed { Some((handle, download)) } else { state.parked.push(handle, download) }
+        };
+        drop(replaced);
+        self.shared.changed.notify_all();
+    }
+
+    /// The download that was parked for the handle, if it is still there.
+    pub fn resume(&self, handle: u64) -> Option<Download> {
+        lock(&self.shared.state).parked.pop(&handle)
+    }
+
+    /// What is open now.
+    pub fn snapshot(&self) -> PoolSnapshot {
+        let state = lock(&self.shared.state);
+        let (free, parked) = (state.free.len(), state.parked.len());
+        let leased = state.open.saturating_sub(free + parked);
+        PoolSnapshot { limit: state.limit, open: state.open, free, parked, leased }
+    }
+
+    /// Ends all idle connections politely and lets none return.
+    pub fn close(&self) {
+        let (free, parked) = {
+            let mut state = lock(&self.shared.state);
+            state.closed = true;
+            let mut parked = Vec::new();
+            while let Some((_, download)) = state.parked.pop_lru() {
+                parked.push(download);
+            }
+            (std::mem::take(&mut state.free), parked)
+        };
+        drop(parked);
+        for session in free {
+            session.quit();
+        }
+    }
+
+    fn lease(&self) -> Result<Session, Error> {
+        self.shared.lease(Age::Any)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Does any session do, or must it be a new one?
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Age {
+    Any,
+    Fresh,
+}
+
+/// What pool and sessions share.
+pub(crate) struct Shared {
+    connector: Connector,
+    /// Leaf lock: never held across I/O, and no session is dropped under it (its slot locks too).
+    state: Mutex<State>,
+    /// Signalled when a connection becomes free, is parked or ends.
+    changed: Condvar,
+    born: Instant,
+    /// When something last moved on any connection, in milliseconds since `born`.
+    progress_millis: AtomicU64,
+}
+
+struct State {
+    free: Vec<Session>,
+    /// By handle; the least recently parked is given up first.
+    parked: LruCache<u64, Download>,
+    open: usize,
+    limit: usize,
+    /// Tickets of those who wait; the smallest goes first.
+    waiting: BTreeSet<u64>,
+    tickets: u64,
+    down: Option<Down>,
+    closed: bool,
+}
+
+/// The server did not answer: until `until` nobody tries again.
+struct Down {
+    until: Instant,
+    pause: Duration,
+    cause: String,
+}
+
+/// What somebody who needs a connection does next.
+enum Step {
+    Use(Session),
+    Connect(Slot),
+    /// Give up this download; its connection is free then.
+    Steal(Download),
+    /// A session that is too old to be trusted.
+    Discard(Session),
+    Wait,
+    Fail(Error),
+}
+
+impl Shared {
+    fn lease(self: &Arc<Self>, age: Age) -> Result<Session, Error> {
+        let started = Instant::now();
+        let ticket = {
+            let mut state = lock(&self.state);
+            state.tickets += 1;
+            state.tickets
+        };
+        loop {
+            match self.next_step(ticket, age, started) {
+                Step::Use(mut session) => {
+                    // A session found dead is dropped, and the next one looked at.
+                    if !session.is_stale() && session.settle().is_ok() {
+                        return Ok(session);
+                    }
+                }
+                Step::Connect(slot) => {
+                    if let Some(session) = self.connect(slot)? {
+                        return Ok(session);
+                    }
+                }
+                Step::Steal(download) => download.leave(false),
+                Step::Discard(session) => drop(session),
+                Step::Wait => {}
+                Step::Fail(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Decides under the lock, waiting if there is nothing to do.
+    fn next_step(self: &Arc<Self>, ticket: u64, age: Age, started: Instant) -> Step {
+        let timeout = self.connector.target().timeout;
+        let mut state = lock(&self.state);
+        state.waiting.insert(ticket);
+        if state.waiting.first() == Some(&ticket)
+            && let Some(step) = self.try_step(&mut state, age)
+        {
+            state.waiting.remove(&ticket);
+            self.changed.notify_all();
+            return step;
+        }
+        // As long as others move bytes the wait is not in vain: a single connection that carries
+        // a large upload must not make everything else fail.
+        let idle = started.elapsed().min(self.since_progress());
+        if idle >= timeout {
+            state.waiting.remove(&ticket);
+            self.changed.notify_all();
+            return Step::Fail(Error::TimedOut("a free connection"));
+        }
+        let (mut state, _) = self
+            .changed
+            .wait_timeout(state, timeout - idle)
+            .unwrap_or_else(PoisonError::into_inner);
+        state.waiting.remove(&ticket);
+        Step::Wait
+    }
+
+    fn try_step(self: &Arc<Self>, state: &mut State, age: Age) -> Option<Step> {
+        if state.closed {
+            return Some(Step::Fail(Error::Down("the mount is ending".into())));
+        }
+        if !state.free.is_empty() {
+            // One that owes no reply first, and of those the one used last: the others grow old
+            // enough to be closed by the server, and none is needed for them to be kept.
+            let clean = state.free.iter().rposition(|session| !session.owes());
+            let session = state.free.remove(clean.unwrap_or(state.free.len() - 1));
+            return Some(match age {
+                Age::Any => Step::Use(session),
+                Age::Fresh => Step::Discard(session),
+            });
+        }
+        if let Some(down) = state.down.as_ref().filter(|down| Instant::now() < down.until) {
+            return Some(Step::Fail(Error::Down(down.cause.clone())));
+        }
+        if state.open < state.limit {
+            state.open += 1;
+            return Some(Step::Connect(Slot { shared: Arc::clone(self) }));
+        }
+        state.parked.pop_lru().map(|(_, download)| Step::Steal(download))
+    }
+
+    /// A new session; `None` when the server allows no more than there are: then the caller waits
+    /// its turn.
+    fn connect(self: &Arc<Self>, slot: Slot) -> Result<Option<Session>, Error> {
+        match self.connector.open(slot) {
+            Ok(session) => {
+                lock(&self.state).down = None;
+                self.note_progress();
+                Ok(Some(session))
+            }
+            Err(Error::TooMany(reply)) => {
+                let mut state = lock(&self.state);
+                if state.open == 0 {
+                    // Others have taken what the server allows.
+                    state.note_down(reply.to_string());
+                    return Err(Error::TooMany(reply));
+                }
+                log::warn!("the server allows {} connections: {reply}", state.open);
+                state.limit = state.open;
+                Ok(None)
+            }
+            Err(error) => {
+                lock(&self.state).note_down(error.to_string());
+                Err(error)
+            }
+        }
+    }
+
+    /// From [`Session::give_back`].
+    pub(crate) fn take_back(&self, session: Session) {
+        self.note_progress();
+        let surplus = {
+            let mut state = lock(&self.state);
+            if state.closed || state.open > state.limit {
+                Some(session)
+            } else {
+                state.free.push(session);
+                None
+            }
+        };
+        drop(surplus);
+        self.changed.notify_all();
+    }
+
+    fn note_progress(&self) {
+        let millis = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.progress_millis.store(millis, Ordering::Relaxed);
+    }
+
+    fn since_progress(&self) -> Duration {
+        let last = Duration::from_millis(self.progress_millis.load(Ordering::Relaxed));
+        self.born.elapsed().saturating_sub(last)
+    }
+}
+
+impl State {
+    /// Pauses double, and vary by up to a quarter so that many mounts do not come back in step.
+    fn note_down(&mut self, cause: String) {
+        let now = Instant::now();
+        let pause = match &self.down {
+            Some(down) => (down.pause * 2).min(LONGEST_PAUSE),
+            None => FIRST_PAUSE,
+        };
+        let jitter = pause / 4 * (self.tickets % 4) as u32 / 4;
+        self.down = Some(Down { until: now + pause + jitter, pause, cause });
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pool of {}", self.connector.target())
+    }
+}
+
+/// The right to one connection; counted as open while it lives.
+pub(crate) struct Slot {
+    shared: Arc<Shared>,
+}
+
+impl Slot {
+    pub(crate) fn pool(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
+    pub(crate) fn note_progress(&self) {
+        self.shared.note_progress();
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        lock(&self.shared.state).open -= 1;
+        self.shared.changed.notify_all();
+    }
+}

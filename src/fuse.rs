@@ -1,0 +1,723 @@
+//! Kernel request -> one Vfs call -> one reply, and the only errno table.
+//!
+//! Decides nothing. Each failure is logged once, here. A panic below becomes EIO: a dead loop
+//! would go unnoticed until every loop was dead.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{
+    BackgroundSession, Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType,
+    Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, MountOption,
+    OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, Session, SessionACL, TimeOrNow, WriteFlags,
+};
+
+use crate::ftp::Kind;
+use crate::vfs::{self, Access, Attr, Changes, Error, Found, Ino, Mtime, Opened, RenameMode, Vfs, When};
+
+/// The largest write request: fewer requests for the same bytes; larger ones bring nothing more.
+const MAX_WRITE: u32 = 1024 * 1024;
+
+/// Requests the kernel may have under way in the background (read-ahead): more than all loops.
+const MAX_BACKGROUND: u16 = 64;
+
+/// How the kernel sees the mount.
+#[derive(Clone, Debug)]
+pub struct MountSettings {
+    /// Shown as the source in the mount table; without commas (fuser 0.18 passes them on as
+    /// further mount options) and without secrets.
+    pub source: String,
+    pub read_only: bool,
+    /// Other users may come in; the kernel then checks permission bits.
+    pub allow_other: bool,
+    /// Loops that take requests, each busy while it waits for the server.
+    pub threads: usize,
+}
+
+/// A mounted file system.
+#[derive(Debug)]
+pub struct Mounted {
+    session: BackgroundSession,
+    vfs: Arc<Vfs>,
+}
+
+/// Mounts the file system; it answers when this returns.
+pub fn mount(vfs: Arc<Vfs>, mountpoint: &Path, settings: &MountSettings) -> io::Result<Mounted> {
+    let mut options = vec![
+        MountOption::FSName(settings.source.replace(',', "_")),
+        MountOption::Subtype("ftpfs".into()),
+        MountOption::NoDev,
+        MountOption::NoSuid,
+        MountOption::NoAtime,
+    ];
+    if settings.read_only {
+        options.push(MountOption::RO);
+    }
+    if settings.allow_other {
+        options.push(MountOption::DefaultPermissions);
+    }
+    let mut config = Config::default();
+    config.mount_options = options;
+    config.acl = if settings.allow_other { SessionACL::All } else { SessionACL::Owner };
+    config.n_threads = Some(settings.threads.max(2));
+    config.clone_fd = true;
+    let kernel = Kernel { vfs: Arc::clone(&vfs) };
+    let session = Session::new(kernel, mountpoint, &config)?.spawn()?;
+    Ok(Mounted { session, vfs })
+}
+
+impl Mounted {
+    /// Returns when the kernel's side has ended, by whatever unmounted it.
+    pub fn wait(self) -> io::Result<()> {
+        let Self { session, vfs } = self;
+        let ended = session.join();
+        drop(vfs);
+        ended
+    }
+}
+
+/// What fuser calls.
+#[derive(Debug)]
+struct Kernel {
+    vfs: Arc<Vfs>,
+}
+
+impl Kernel {
+    /// Runs one operation; its failure is logged and turned into the number for the kernel.
+    fn run<T>(
+        &self,
+        name: &'static str,
+        operation: impl FnOnce(&Vfs) -> vfs::Result<T>,
+    ) -> Result<T, Errno> {
+        let result = catch_unwind(AssertUnwindSafe(|| operation(&self.vfs)));
+        match result {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => {
+                let errno = errno(&error);
+                log_failure(name, &error, errno);
+                Err(errno)
+            }
+            Err(_) => {
+                log::error!("{name}: a fault in ftpfs, please report it; the program gets EIO");
+                Err(Errno::EIO)
+            }
+        }
+    }
+}
+
+/// What programs do all day (looking for what is not there) is not worth a line.
+fn log_failure(name: &str, error: &Error, errno: Errno) {
+    match error {
+        Error::NotFound | Error::Exists | Error::NoAttribute | Error::NotEmpty => {
+            log::debug!("{name}: {error}");
+        }
+        Error::Denied(_)
+        | Error::NoSpace(_)
+        | Error::Quota(_)
+        | Error::Stale(_)
+        | Error::TimedOut(_)
+        | Error::Io(_)
+        | Error::Local(_) => log::warn!("{name}: {error} (errno {})", errno.code()),
+        Error::NotADirectory
+        | Error::IsADirectory
+        | Error::ReadOnly
+        | Error::BadName(_)
+        | Error::NameTooLong
+        | Error::Unsupported
+        | Error::Invalid
+        | Error::NotOwner
+        | Error::BadHandle => log::info!("{name}: {error} (errno {})", errno.code()),
+    }
+}
+
+/// The errno table.
+fn errno(error: &Error) -> Errno {
+    match error {
+        Error::NotFound => Errno::ENOENT,
+        Error::Exists => Errno::EEXIST,
+        Error::NotADirectory => Errno::ENOTDIR,
+        Error::IsADirectory => Errno::EISDIR,
+        Error::NotEmpty => Errno::ENOTEMPTY,
+        Error::Denied(_) => Errno::EACCES,
+        Error::ReadOnly => Errno::EROFS,
+        Error::NoSpace(_) => Errno::ENOSPC,
+        Error::Quota(_) => Errno::EDQUOT,
+        Error::Stale(_) => Errno::ESTALE,
+        Error::TimedOut(_) => Errno::ETIMEDOUT,
+        Error::Io(_) => Errno::EIO,
+        Error::BadName(_) | Error::Invalid => Errno::EINVAL,
+        Error::NameTooLong => Errno::ENAMETOOLONG,
+        Error::Unsupported => Errno::EOPNOTSUPP,
+        Error::NotOwner => Errno::EPERM,
+        Error::NoAttribute => Errno::ENODATA,
+        Error::BadHandle => Errno::EBADF,
+        // The staging directory's own reason: ENOSPC and EDQUOT are what the writer must know.
+        Error::Local(error) => Errno::from_i32(error.raw_os_error().unwrap_or(libc::EIO)),
+    }
+}
+
+fn ino(number: INodeNo) -> Ino {
+    Ino(number.0)
+}
+
+fn attr(attr: &Attr) -> FileAttr {
+    let since = Duration::new(attr.mtime.seconds.unsigned_abs(), attr.mtime.nanos);
+    let mtime = if attr.mtime.seconds < 0 { UNIX_EPOCH - since } else { UNIX_EPOCH + since };
+    FileAttr {
+        ino: INodeNo(attr.ino.0),
+        size: attr.size,
+        // st_blocks counts 512 bytes, whatever st_blksize says (POSIX stat).
+        blocks: attr.size.div_ceil(512),
+        atime: mtime,
+        mtime,
+        ctime: mtime,
+        crtime: mtime,
+        kind: kind(attr.kind),
+        perm: attr.mode & 0o7777,
+        // 1 for directories too: `find` then does not count subdirectories to save stats.
+        nlink: 1,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: 0,
+        // st_blksize: what cp and cat read at a time.
+        blksize: 128 * 1024,
+        flags: 0,
+    }
+}
+
+fn kind(kind: Kind) -> FileType {
+    match kind {
+        Kind::Directory => FileType::Directory,
+        Kind::Symlink => FileType::Symlink,
+        // A device of the server is none here.
+        Kind::File | Kind::Special => FileType::RegularFile,
+    }
+}
+
+fn mtime(time: SystemTime) -> Mtime {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => Mtime {
+            seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+            nanos: since.subsec_nanos(),
+        },
+        Err(before) => Mtime {
+            seconds: -i64::try_from(before.duration().as_secs()).unwrap_or(i64::MAX),
+            nanos: 0,
+        },
+    }
+}
+
+fn access(flags: OpenFlags) -> Access {
+    let (read, write) = match flags.acc_mode() {
+        OpenAccMode::O_RDONLY => (true, false),
+        OpenAccMode::O_WRONLY => (false, true),
+        OpenAccMode::O_RDWR => (true, true),
+    };
+    Access { read, write, append: flags.0 & libc::O_APPEND != 0 }
+}
+
+fn mode_bits(mode: u32) -> u16 {
+    u16::try_from(mode & 0o7777).unwrap_or(0)
+}
+
+fn open_reply(opened: &Opened) -> FopenFlags {
+    // Without a size the kernel would stop at the length it believes in.
+    if opened.is_unsized { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() }
+}
+
+fn entry_reply(result: Result<Found, Errno>, reply: ReplyEntry) {
+    match result {
+        Ok(found) => reply.entry(&found.valid, &attr(&found.attr), Generation(0)),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+fn attr_reply(result: Result<Found, Errno>, reply: ReplyAttr) {
+    match result {
+        Ok(found) => reply.attr(&found.valid, &attr(&found.attr)),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+fn empty_reply(result: Result<(), Errno>, reply: ReplyEmpty) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+fn xattr_reply(result: Result<Vec<u8>, Errno>, size: u32, reply: ReplyXattr) {
+    match result {
+        Err(errno) => reply.error(errno),
+        // getxattr(2): size 0 asks how much there is.
+        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+    }
+}
+
+impl Filesystem for Kernel {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_READDIRPLUS_AUTO
+            | InitFlags::FUSE_ATOMIC_O_TRUNC
+            | InitFlags::FUSE_AUTO_INVAL_DATA
+            | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
+        // Filtered, as fuser refuses the whole set when the kernel lacks one of it.
+        let _ = config.add_capabilities(wanted & config.capabilities());
+        // Both are clipped to what the kernel offers.
+        let _ = config.set_max_write(MAX_WRITE);
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.run("lookup", |vfs| vfs.lookup(ino(parent), name.as_bytes())) {
+            Ok(Ok(found)) => reply.entry(&found.valid, &attr(&found.attr), Generation(0)),
+            // Inode 0: absent, and to be believed for a while.
+            Ok(Err(valid)) => {
+                let absent = Attr { ino: Ino(0), ..absent_attr() };
+                reply.entry(&valid, &attr(&absent), Generation(0));
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn forget(&self, _request: &Request, number: INodeNo, count: u64) {
+        // Has no reply; a failure cannot be told.
+        let _ = self.run("forget", |vfs| {
+            vfs.forget(ino(number), count);
+            Ok(())
+        });
+    }
+
+    fn getattr(
+        &self,
+        _request: &Request,
+        number: INodeNo,
+        _fh: Option<FileHandle>,
+        reply: ReplyAttr,
+    ) {
+        attr_reply(self.run("getattr", |vfs| vfs.getattr(ino(number))), reply);
+    }
+
+    fn setattr(
+        &self,
+        _request: &Request,
+        number: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        new_mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<fuser::BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let changes = Changes {
+            size,
+            mode: mode.map(mode_bits),
+            uid,
+            gid,
+            mtime: new_mtime.map(|time| match time {
+                TimeOrNow::SpecificTime(time) => When::At(mtime(time)),
+                TimeOrNow::Now => When::Now,
+            }),
+        };
+        attr_reply(self.run("setattr", |vfs| vfs.setattr(ino(number), &changes)), reply);
+    }
+
+    fn readlink(&self, _request: &Request, number: INodeNo, reply: ReplyData) {
+        match self.run("readlink", |vfs| vfs.readlink(ino(number))) {
+            Ok(target) => reply.data(&target),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn mknod(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let kind = mode & libc::S_IFMT;
+        if kind != libc::S_IFREG && kind != 0 {
+            // FTP knows no devices, pipes or sockets.
+            return reply.error(Errno::EPERM);
+        }
+        let mode = mode_bits(mode & !umask);
+        let made = self.run("mknod", |vfs| vfs.mknod(ino(parent), name.as_bytes(), mode));
+        entry_reply(made, reply);
+    }
+
+    fn mkdir(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let mode = mode_bits(mode & !umask);
+        let made = self.run("mkdir", |vfs| vfs.mkdir(ino(parent), name.as_bytes(), mode));
+        entry_reply(made, reply);
+    }
+
+    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty_reply(self.run("unlink", |vfs| vfs.unlink(ino(parent), name.as_bytes())), reply);
+    }
+
+    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty_reply(self.run("rmdir", |vfs| vfs.rmdir(ino(parent), name.as_bytes())), reply);
+    }
+
+    fn symlink(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let target = target.as_os_str().as_bytes();
+        let made = self.run("symlink", |vfs| vfs.symlink(ino(parent), name.as_bytes(), target));
+        entry_reply(made, reply);
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let mode = if flags.is_empty() {
+            RenameMode::Replace
+        } else if flags == RenameFlags::RENAME_NOREPLACE {
+            RenameMode::NoReplace
+        } else {
+            // RENAME_EXCHANGE and RENAME_WHITEOUT have no counterpart in FTP.
+            return reply.error(Errno::EINVAL);
+        };
+        let (from, to) = ((ino(parent), name.as_bytes()), (ino(new_parent), new_name.as_bytes()));
+        empty_reply(self.run("rename", |vfs| vfs.rename(from, to, mode)), reply);
+    }
+
+    fn open(&self, _request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let truncate = flags.0 & libc::O_TRUNC != 0;
+        match self.run("open", |vfs| vfs.open(ino(number), access(flags), truncate)) {
+            Ok(opened) => reply.opened(FileHandle(opened.fh), open_reply(&opened)),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn create(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let access = access(OpenFlags(flags));
+        let exclusive = flags & libc::O_EXCL != 0;
+        let mode = mode_bits(mode & !umask);
+        let name = name.as_bytes();
+        let made = self.run("create", |vfs| vfs.create(ino(parent), name, mode, access, exclusive));
+        match made {
+            Ok((found, opened)) => reply.created(
+                &found.valid,
+                &attr(&found.attr),
+                Generation(0),
+                FileHandle(opened.fh),
+                open_reply(&opened),
+            ),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        // The reply is sent while the bytes are still where the socket put them; it is taken out
+        // of the option only once, by whichever side answers.
+        let mut reply = Some(reply);
+        let result = self.run("read", |vfs| {
+            vfs.read(fh.0, offset, size as usize, |bytes| {
+                if let Some(reply) = reply.take() {
+                    reply.data(bytes);
+                }
+            })
+        });
+        if let (Err(errno), Some(reply)) = (result, reply) {
+            reply.error(errno);
+        }
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        match self.run("write", |vfs| vfs.write(fh.0, offset, data)) {
+            Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn flush(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        empty_reply(self.run("close", |vfs| vfs.flush(fh.0)), reply);
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        let released = self.run("release", |vfs| {
+            vfs.release(fh.0);
+            Ok(())
+        });
+        empty_reply(released, reply);
+    }
+
+    fn fsync(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        empty_reply(self.run("fsync", |vfs| vfs.fsync(fh.0)), reply);
+    }
+
+    fn opendir(&self, _request: &Request, number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.run("opendir", |vfs| vfs.opendir(ino(number))) {
+            Ok(fh) => reply.opened(FileHandle(fh), FopenFlags::empty()),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn readdir(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let result = self.run("readdir", |vfs| {
+            vfs.readdir(fh.0, offset, false, |entry| {
+                let number = INodeNo(entry.attr.ino.0);
+                !reply.add(number, entry.next, kind(entry.attr.kind), OsStr::from_bytes(entry.name))
+            })
+        });
+        match result {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let result = self.run("readdirplus", |vfs| {
+            vfs.readdir(fh.0, offset, true, |entry| {
+                let name = OsStr::from_bytes(entry.name);
+                let number = INodeNo(entry.attr.ino.0);
+                let attr = attr(&entry.attr);
+                !reply.add(number, entry.next, name, &entry.valid, &attr, Generation(0))
+            })
+        });
+        match result {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        let released = self.run("releasedir", |vfs| {
+            vfs.releasedir(fh.0);
+            Ok(())
+        });
+        empty_reply(released, reply);
+    }
+
+    fn fsyncdir(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        // Names are on the server when the operation that changed them returns.
+        reply.ok();
+    }
+
+    fn statfs(&self, _request: &Request, _number: INodeNo, reply: ReplyStatfs) {
+        match self.run("statfs", |vfs| Ok(vfs.statfs())) {
+            Ok(room) => reply.statfs(
+                room.blocks,
+                room.free,
+                room.free,
+                room.files,
+                room.files,
+                room.block_size,
+                room.name_max,
+                room.block_size,
+            ),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EOPNOTSUPP);
+    }
+
+    fn removexattr(&self, _request: &Request, _number: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EOPNOTSUPP);
+    }
+
+    fn getxattr(
+        &self,
+        _request: &Request,
+        number: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        let name = name.to_string_lossy();
+        let value = self.run("getxattr", |vfs| vfs.getxattr(ino(number), &name));
+        xattr_reply(value, size, reply);
+    }
+
+    fn listxattr(&self, _request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
+        let names = self.run("listxattr", |vfs| vfs.listxattr(ino(number)));
+        // Each name ends with a NUL (listxattr(2)).
+        let list = names.map(|names| names.into_iter().flat_map(|n| (n + "\0").into_bytes()).collect());
+        xattr_reply(list, size, reply);
+    }
+
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        _ino_in: INodeNo,
+        _fh_in: FileHandle,
+        _offset_in: u64,
+        _ino_out: INodeNo,
+        _fh_out: FileHandle,
+        _offset_out: u64,
+        _length: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        // On purpose: the kernel stops asking and copies through the page cache.
+        reply.error(Errno::ENOSYS);
+    }
+}
+
+/// The attributes in a negative answer, of which the kernel looks only at the inode number.
+fn absent_attr() -> Attr {
+    Attr {
+        ino: Ino(0),
+        kind: Kind::File,
+        size: 0,
+        mtime: Mtime::default(),
+        mode: 0,
+        uid: 0,
+        gid: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_1970_survive() {
+        let early = UNIX_EPOCH - Duration::from_secs(86_400);
+        assert_eq!(mtime(early), Mtime { seconds: -86_400, nanos: 0 });
+        let shown = attr(&Attr { mtime: mtime(early), ..absent_attr() });
+        assert_eq!(shown.mtime, early);
+    }
+
+    #[test]
+    fn a_local_disk_that_is_full_is_told_as_such() {
+        let full = Error::Local(io::Error::from_raw_os_error(libc::ENOSPC));
+        assert_eq!(errno(&full).code(), libc::ENOSPC);
+        assert_eq!(errno(&Error::Local(io::Error::other("?"))).code(), libc::EIO);
+    }
+}

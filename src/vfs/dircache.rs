@@ -1,0 +1,540 @@
+//! Listings of directories: one answers every look-up below it, also for absent names.
+//!
+//! Never does I/O itself: the caller loads, once for all who wait. A change made through the mount
+//! while a listing is under way is applied to that listing when it arrives, since nobody knows
+//! whether the server looked before or after; so one's own changes are seen at once, and no
+//! listing is thrown away for them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+
+use super::error::{Error, Result};
+use super::tree::Ino;
+use crate::ftp::{Entry, Precision, Timestamp};
+
+/// The most entries of all listings together: at about 250 bytes each, 50 MiB. The directory in
+/// use is kept whatever its size.
+const MAX_ENTRIES: usize = 200_000;
+
+/// One name in a directory: what the server says, and what we know better.
+#[derive(Clone, Debug)]
+pub(crate) struct Item {
+    pub(crate) entry: Entry,
+    /// What a program set and the server cannot keep; boxed, as few entries have it.
+    local: Option<Box<Local>>,
+    /// The time is the one of our clock after an upload; the server's is not known yet.
+    pub(crate) is_guess: bool,
+    /// Created through the mount and not yet on the server.
+    pub(crate) is_unsent: bool,
+}
+
+/// Attributes remembered for the life of the mount, each with what the server showed then: when
+/// that changes, somebody else changed the file, and the memory ends.
+#[derive(Clone, Debug, Default)]
+struct Local {
+    mtime: Option<(Timestamp, Option<Timestamp>)>,
+    mode: Option<(u16, Option<u16>)>,
+}
+
+impl Item {
+    pub(crate) fn new(entry: Entry) -> Self {
+        Self { entry, local: None, is_guess: false, is_unsent: false }
+    }
+
+    pub(crate) fn shown_mtime(&self) -> Option<Timestamp> {
+        let local = self.local.as_ref().and_then(|local| local.mtime);
+        local.map(|(shown, _)| shown).or(self.entry.mtime)
+    }
+
+    pub(crate) fn shown_mode(&self) -> Option<u16> {
+        let local = self.local.as_ref().and_then(|local| local.mode);
+        local.map(|(shown, _)| shown).or(self.entry.mode)
+    }
+
+    /// The server has this time now.
+    pub(crate) fn set_mtime(&mut self, time: Timestamp) {
+        self.entry.mtime = Some(time);
+        self.is_guess = false;
+        if let Some(local) = &mut self.local {
+            local.mtime = None;
+        }
+    }
+
+    /// The server cannot be told the time.
+    pub(crate) fn remember_mtime(&mut self, time: Timestamp) {
+        // A guess is not what the server shows: whatever it shows first is taken for it.
+        let theirs = if self.is_guess { None } else { self.entry.mtime };
+        self.local.get_or_insert_default().mtime = Some((time, theirs));
+    }
+
+    pub(crate) fn set_mode(&mut self, mode: u16) {
+        self.entry.mode = Some(mode);
+        if let Some(local) = &mut self.local {
+            local.mode = None;
+        }
+    }
+
+    pub(crate) fn remember_mode(&mut self, mode: u16) {
+        self.local.get_or_insert_default().mode = Some((mode, self.entry.mode));
+    }
+
+    /// Takes over what the older item knew better.
+    fn inherit(&mut self, older: &Self) {
+        if older.entry.kind != self.entry.kind || older.entry.size != self.entry.size {
+            return;
+        }
+        if let (Some(old), Some(new)) = (older.entry.mtime, self.entry.mtime)
+            && new.precision != Precision::Second
+            && old.precision == Precision::Second
+            && old.agrees_with(&new)
+        {
+            // LIST tells minutes or days; MDTM, or our own MFMT, had told the second.
+            self.entry.mtime = Some(old);
+            self.is_guess = older.is_guess;
+        }
+        let Some(local) = &older.local else { return };
+        let mut local = local.clone();
+        if let Some((_, theirs)) = &mut local.mtime {
+            match theirs {
+                None => *theirs = self.entry.mtime,
+                Some(theirs) if Some(*theirs) == self.entry.mtime => {}
+                Some(_) => local.mtime = None,
+            }
+        }
+        if local.mode.is_some_and(|(_, theirs)| theirs.is_some() && theirs != self.entry.mode) {
+            local.mode = None;
+        }
+        self.local = Some(local);
+    }
+}
+
+/// A directory's entries, sorted by name.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Listing {
+    items: Vec<Item>,
+}
+
+impl Listing {
+    /// Of two entries with one name (a server that lists a directory twice) the first stays.
+    pub(crate) fn new(mut entries: Vec<Entry>) -> Self {
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        entries.dedup_by(|later, earlier| later.name == earlier.name);
+        Self { items: entries.into_iter().map(Item::new).collect() }
+    }
+
+    pub(crate) fn get(&self, name: &[u8]) -> Option<&Item> {
+        self.position(name).ok().and_then(|index| self.items.get(index))
+    }
+
+    pub(crate) fn items(&self) -> &[Item] {
+        &self.items
+    }
+
+    fn position(&self, name: &[u8]) -> std::result::Result<usize, usize> {
+        self.items.binary_search_by(|item| item.entry.name.as_ref().cmp(name))
+    }
+
+    fn put(&mut self, item: Item) {
+        match self.position(&item.entry.name) {
+            Ok(index) => {
+                if let Some(place) = self.items.get_mut(index) {
+                    *place = item;
+                }
+            }
+            Err(index) => self.items.insert(index, item),
+        }
+    }
+
+    fn remove(&mut self, name: &[u8]) {
+        if let Ok(index) = self.position(name) {
+            self.items.remove(index);
+        }
+    }
+
+    fn apply(&mut self, change: Change) {
+        match change {
+            Change::Put(item) => self.put(item),
+            Change::Remove(name) => self.remove(&name),
+        }
+    }
+
+    /// Whatever the older listing knew better, and what is not on the server yet.
+    fn inherit(&mut self, older: &Self) {
+        let mut unsent = Vec::new();
+        for old in &older.items {
+            match self.position(&old.entry.name) {
+                Ok(index) => {
+                    if let Some(item) = self.items.get_mut(index) {
+                        item.inherit(old);
+                    }
+                }
+                Err(_) if old.is_unsent => unsent.push(old.clone()),
+                Err(_) => {}
+            }
+        }
+        for item in unsent {
+            self.put(item);
+        }
+    }
+
+    fn has_unsent(&self) -> bool {
+        self.items.iter().any(|item| item.is_unsent)
+    }
+}
+
+/// A change made through the mount.
+#[derive(Clone, Debug)]
+enum Change {
+    Put(Item),
+    Remove(Box<[u8]>),
+}
+
+/// The listings. One leaf lock, never held across I/O.
+#[derive(Debug)]
+pub(crate) struct DirCache {
+    ttl: Duration,
+    /// How long to wait for somebody else's load; the load itself has deadlines of its own.
+    patience: Duration,
+    state: Mutex<State>,
+    /// Signalled when a load ends.
+    loaded: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    listings: LruCache<Ino, Cached>,
+    /// Directories being loaded, each with the changes made since the load began.
+    loading: HashMap<Ino, Vec<Change>>,
+    /// Entries of all `listings` together.
+    entries: usize,
+}
+
+#[derive(Debug)]
+struct Cached {
+    listing: Arc<Listing>,
+    /// When the load began; `None` once it must not be trusted any more.
+    begun: Option<Instant>,
+}
+
+/// A listing and the time until which it may be used without asking again.
+#[derive(Clone, Debug)]
+pub(crate) struct Fresh {
+    pub(crate) listing: Arc<Listing>,
+    pub(crate) until: Instant,
+}
+
+impl DirCache {
+    pub(crate) fn new(ttl: Duration, patience: Duration) -> Self {
+        let state =
+            State { listings: LruCache::unbounded(), loading: HashMap::new(), entries: 0 };
+        Self { ttl, patience, state: Mutex::new(state), loaded: Condvar::new() }
+    }
+
+    /// The listing of a directory, not older than the TTL, or begun after `now`. `load` asks the
+    /// server; of several callers one does, and the others wait for it.
+    pub(crate) fn listing(
+        &self,
+        directory: Ino,
+        now: Instant,
+        load: impl FnOnce() -> Result<Vec<Entry>>,
+    ) -> Result<Fresh> {
+        let mut state = self.lock();
+        loop {
+            if let Some(fresh) = state.fresh(directory, now, self.ttl) {
+                return Ok(fresh);
+            }
+            if !state.loading.contains_key(&directory) {
+                break;
+            }
+            let (woken, timed_out) = self
+                .loaded
+                .wait_timeout(state, self.patience)
+                .unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            if timed_out.timed_out() {
+                return Err(Error::TimedOut("timed out waiting for a listing".into()));
+            }
+        }
+        state.loading.insert(directory, Vec::new());
+        drop(state);
+
+        // Ends the load also when `load` fails or panics.
+        let load_ends = LoadEnds { cache: self, directory };
+        let begun = Instant::now();
+        let entries = load()?;
+        let listing = self.install(directory, begun, Listing::new(entries));
+        drop(load_ends);
+        Ok(Fresh { listing, until: begun + self.ttl })
+    }
+
+    /// The listing that is there, however old; nothing is asked of the server.
+    pub(crate) fn known(&self, directory: Ino) -> Option<Arc<Listing>> {
+        self.lock().listings.peek(&directory).map(|cached| Arc::clone(&cached.listing))
+    }
+
+    fn install(&self, directory: Ino, begun: Instant, mut listing: Listing) -> Arc<Listing> {
+        let mut state = self.lock();
+        if let Some(older) = state.take(directory) {
+            listing.inherit(&older.listing);
+        }
+        for change in state.loading.get_mut(&directory).map(std::mem::take).unwrap_or_default() {
+            listing.apply(change);
+        }
+        let listing = Arc::new(listing);
+        state.entries += listing.items.len();
+        let cached = Cached { listing: Arc::clone(&listing), begun: Some(begun) };
+        state.listings.put(directory, cached);
+        state.evict();
+        listing
+    }
+
+    /// This entry exists now, as the server confirmed or as a program wants it.
+    pub(crate) fn put(&self, directory: Ino, item: Item) {
+        self.change(directory, Change::Put(item));
+    }
+
+    /// This name is gone now, as the server confirmed.
+    pub(crate) fn remove(&self, directory: Ino, name: &[u8]) {
+        self.change(directory, Change::Remove(name.into()));
+    }
+
+    /// Changes one entry, if it is known.
+    pub(crate) fn update(&self, directory: Ino, name: &[u8], change: impl FnOnce(&mut Item)) {
+        let item = self.known(directory).and_then(|listing| listing.get(name).cloned());
+        if let Some(mut item) = item {
+            change(&mut item);
+            self.put(directory, item);
+        }
+    }
+
+    /// The next look asks the server.
+    pub(crate) fn expire(&self, directory: Ino) {
+        if let Some(cached) = self.lock().listings.peek_mut(&directory) {
+            cached.begun = None;
+        }
+    }
+
+    /// The directory is gone, or nobody knows it any more.
+    pub(crate) fn forget(&self, directory: Ino) {
+        self.lock().take(directory);
+    }
+
+    fn change(&self, directory: Ino, change: Change) {
+        let mut state = self.lock();
+        if let Some(changes) = state.loading.get_mut(&directory) {
+            changes.push(change.clone());
+        }
+        let Some(cached) = state.listings.peek_mut(&directory) else { return };
+        let before = cached.listing.items.len();
+        Arc::make_mut(&mut cached.listing).apply(change);
+        let after = cached.listing.items.len();
+        state.entries = state.entries + after - before;
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn fresh(&mut self, directory: Ino, now: Instant, ttl: Duration) -> Option<Fresh> {
+        let cached = self.listings.get(&directory)?;
+        let until = cached.begun? + ttl;
+        let begun_after = cached.begun? >= now;
+        (now < until || begun_after)
+            .then(|| Fresh { listing: Arc::clone(&cached.listing), until })
+    }
+
+    fn take(&mut self, directory: Ino) -> Option<Cached> {
+        let cached = self.listings.pop(&directory)?;
+        self.entries -= cached.listing.items.len();
+        Some(cached)
+    }
+
+    /// Drops the listings used longest ago, but none with files that only we know of.
+    fn evict(&mut self) {
+        let mut tries = self.listings.len();
+        while self.entries > MAX_ENTRIES && tries > 1 {
+            tries -= 1;
+            let Some((directory, cached)) = self.listings.pop_lru() else { return };
+            if cached.listing.has_unsent() {
+                self.listings.put(directory, cached);
+            } else {
+                self.entries -= cached.listing.items.len();
+            }
+        }
+    }
+}
+
+/// Takes a directory out of the loading ones and wakes those who wait.
+struct LoadEnds<'a> {
+    cache: &'a DirCache,
+    directory: Ino,
+}
+
+impl Drop for LoadEnds<'_> {
+    fn drop(&mut self) {
+        self.cache.lock().loading.remove(&self.directory);
+        self.cache.loaded.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::ftp::Kind;
+
+    const DIR: Ino = Ino(7);
+
+    fn entry(name: &str, size: u64) -> Entry {
+        Entry {
+            name: name.as_bytes().into(),
+            kind: Kind::File,
+            size: Some(size),
+            mtime: None,
+            mode: None,
+            target: None,
+            facts: None,
+        }
+    }
+
+    fn stamp(seconds: i64, precision: Precision) -> Timestamp {
+        Timestamp { seconds, nanos: 0, precision }
+    }
+
+    fn cache(ttl: Duration) -> DirCache {
+        DirCache::new(ttl, Duration::from_secs(30))
+    }
+
+    fn names(listing: &Listing) -> Vec<String> {
+        listing.items().iter().map(|i| String::from_utf8_lossy(&i.entry.name).into()).collect()
+    }
+
+    #[test]
+    fn one_listing_serves_until_its_time_is_over() {
+        let cache = cache(Duration::from_secs(10));
+        let loads = AtomicUsize::new(0);
+        let now = Instant::now();
+        let load = || {
+            loads.fetch_add(1, Ordering::Relaxed);
+            Ok(vec![entry("b", 1), entry("a", 1)])
+        };
+        let first = cache.listing(DIR, now, load).unwrap();
+        assert_eq!(names(&first.listing), ["a", "b"]);
+        cache.listing(DIR, now + Duration::from_secs(9), load).unwrap();
+        assert_eq!(loads.load(Ordering::Relaxed), 1);
+        cache.listing(DIR, now + Duration::from_secs(11), load).unwrap();
+        assert_eq!(loads.load(Ordering::Relaxed), 2);
+        cache.expire(DIR);
+        cache.listing(DIR, now, load).unwrap();
+        assert_eq!(loads.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn a_change_during_a_load_survives_it() {
+        let cache = cache(Duration::from_secs(10));
+        let fresh = cache
+            .listing(DIR, Instant::now(), || {
+                cache.put(DIR, Item::new(entry("new", 5)));
+                cache.remove(DIR, b"gone");
+                Ok(vec![entry("gone", 1), entry("old", 1)])
+            })
+            .unwrap();
+        assert_eq!(names(&fresh.listing), ["new", "old"]);
+    }
+
+    #[test]
+    fn those_who_ask_at_the_same_time_share_one_load() {
+        let cache = cache(Duration::from_secs(10));
+        let loads = AtomicUsize::new(0);
+        let barrier = Barrier::new(4);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    barrier.wait();
+                    let load = || {
+                        loads.fetch_add(1, Ordering::Relaxed);
+                        Ok(vec![entry("a", 1)])
+                    };
+                    cache.listing(DIR, Instant::now(), load).unwrap();
+                });
+            }
+        });
+        assert_eq!(loads.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_failed_load_is_nobodys_answer() {
+        let cache = cache(Duration::from_secs(10));
+        assert!(cache.listing(DIR, Instant::now(), || Err(Error::NotFound)).is_err());
+        let fresh = cache.listing(DIR, Instant::now(), || Ok(vec![entry("a", 1)])).unwrap();
+        assert_eq!(names(&fresh.listing), ["a"]);
+    }
+
+    #[test]
+    fn exact_times_survive_a_coarse_listing() {
+        let cache = cache(Duration::ZERO);
+        let listed = |size, seconds| {
+            let mut entry = entry("f", size);
+            entry.mtime = Some(stamp(seconds, Precision::Minute));
+            move || Ok(vec![entry])
+        };
+        cache.listing(DIR, Instant::now(), listed(1, 600)).unwrap();
+        cache.update(DIR, b"f", |item| item.set_mtime(stamp(642, Precision::Second)));
+        let shown = |fresh: Fresh| fresh.listing.get(b"f").unwrap().shown_mtime().unwrap().seconds;
+        assert_eq!(shown(cache.listing(DIR, Instant::now(), listed(1, 600)).unwrap()), 642);
+        assert_eq!(shown(cache.listing(DIR, Instant::now(), listed(2, 660)).unwrap()), 660);
+    }
+
+    #[test]
+    fn remembered_attributes_end_when_somebody_else_changes_the_file() {
+        let cache = cache(Duration::ZERO);
+        let listed = |seconds, mode| {
+            let mut entry = entry("f", 1);
+            entry.mtime = Some(stamp(seconds, Precision::Second));
+            entry.mode = Some(mode);
+            move || Ok(vec![entry])
+        };
+        cache.listing(DIR, Instant::now(), listed(100, 0o644)).unwrap();
+        cache.update(DIR, b"f", |item| {
+            item.remember_mtime(stamp(50, Precision::Second));
+            item.remember_mode(0o600);
+        });
+        let fresh = cache.listing(DIR, Instant::now(), listed(100, 0o644)).unwrap();
+        let item = fresh.listing.get(b"f").unwrap();
+        assert_eq!(item.shown_mtime().unwrap().seconds, 50);
+        assert_eq!(item.shown_mode(), Some(0o600));
+        let fresh = cache.listing(DIR, Instant::now(), listed(200, 0o640)).unwrap();
+        let item = fresh.listing.get(b"f").unwrap();
+        assert_eq!(item.shown_mtime().unwrap().seconds, 200);
+        assert_eq!(item.shown_mode(), Some(0o640));
+    }
+
+    #[test]
+    fn files_not_yet_sent_stay_in_view() {
+        let cache = cache(Duration::ZERO);
+        cache.listing(DIR, Instant::now(), || Ok(vec![])).unwrap();
+        let unsent = Item { is_unsent: true, ..Item::new(entry("new", 0)) };
+        cache.put(DIR, unsent);
+        let fresh = cache.listing(DIR, Instant::now(), || Ok(vec![entry("a", 1)])).unwrap();
+        assert_eq!(names(&fresh.listing), ["a", "new"]);
+    }
+
+    #[test]
+    fn memory_is_bounded_by_the_number_of_entries() {
+        let cache = cache(Duration::from_secs(10));
+        let many = || (0..MAX_ENTRIES / 2 + 1).map(|i| entry(&i.to_string(), 1)).collect::<Vec<_>>();
+        for directory in 0..3 {
+            cache.listing(Ino(directory), Instant::now(), || Ok(many())).unwrap();
+        }
+        assert!(cache.known(Ino(2)).is_some());
+        assert!(cache.known(Ino(0)).is_none());
+        assert!(cache.lock().entries <= MAX_ENTRIES);
+    }
+}

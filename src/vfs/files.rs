@@ -1,0 +1,298 @@
+//! Content: open, create, read, write, flush, release.
+
+use std::sync::{MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::attr::Version;
+use super::dircache::Item;
+use super::error::{Error, Result};
+use super::handles::{Access, Shared};
+use super::reader::Reader;
+use super::staging::{Committed, Staged, remove_quietly};
+use super::tree::Ino;
+use super::{Found, Vfs, now_mtime};
+use crate::ftp::{self, Entry, Kind, Precision, Timestamp};
+
+/// An open file handle, and what the kernel may assume of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Opened {
+    pub fh: u64,
+    /// The size is not known: the kernel must ask for every byte instead of trusting its length.
+    pub is_unsized: bool,
+}
+
+impl Vfs {
+    /// Opens an existing file.
+    pub fn open(&self, ino: Ino, access: Access, truncate: bool) -> Result<Opened> {
+        if access.write || truncate {
+            self.require_writable()?;
+        }
+        let (parent, name) = self.place(ino).ok_or(Error::NotFound)?;
+        let fresh = self.listing(parent, Instant::now())?;
+        let item = fresh.listing.get(&name).ok_or(Error::NotFound)?;
+        match item.entry.kind {
+            Kind::File => {}
+            Kind::Directory => return Err(Error::IsADirectory),
+            // A symbolic link is resolved by the kernel; a device or pipe on the server would
+            // block the transfer.
+            Kind::Symlink | Kind::Special => return Err(Error::Unsupported),
+        }
+        let mut version = Version::of(item);
+        if version.size.is_none() && !access.write {
+            let path = self.path(ino)?;
+            version = Version::of_stat(&self.pool.ask(|session| session.stat(&path))?);
+        }
+        if access.write || truncate {
+            let staged = self.stage_existing(ino, item)?;
+            if truncate {
+                lock(&staged).truncate(0)?;
+            }
+        }
+        self.tree().pin(ino);
+        let fh = self.handles.open_file(ino, access, Reader::new(version));
+        Ok(Opened { fh, is_unsized: version.size.is_none() && !access.write })
+    }
+
+    fn stage_existing(&self, ino: Ino, item: &Item) -> Result<Shared> {
+        self.handles.stage(ino, || {
+            Staged::of_existing(&self.options.staging_dir, Version::of(item), item.shown_mode())
+        })
+    }
+
+    /// Makes a file and opens it. It reaches the server when it is closed. With `exclusive` an
+    /// existing file is an error, otherwise it is opened.
+    pub fn create(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        mode: u16,
+        access: Access,
+        exclusive: bool,
+    ) -> Result<(Found, Opened)> {
+        self.require_writable()?;
+        ftp::check_name(name)?;
+        let now = Instant::now();
+        let fresh = self.listing(parent, now)?;
+        if fresh.listing.get(name).is_some() {
+            if exclusive {
+                return Err(Error::Exists);
+            }
+            let found = self.lookup(parent, name)?.map_err(|_| Error::NotFound)?;
+            return Ok((found, self.open(found.attr.ino, access, false)?));
+        }
+        let item = new_item(name, mode);
+        let ino = self.tree().intern(parent, name, 1);
+        // 0644 is what servers give to new files: nothing to be said then.
+        let wanted = Some(mode).filter(|mode| *mode != 0o644);
+        self.handles.stage(ino, || Staged::of_new(&self.options.staging_dir, wanted))?;
+        let attr = self.ownership.attr(ino, &item);
+        self.cache.put(parent, item);
+        self.tree().pin(ino);
+        let version = Version { size: Some(0), mtime: None };
+        let fh = self.handles.open_file(ino, access, Reader::new(version));
+        let valid = fresh.until.saturating_duration_since(now);
+        Ok((Found { attr, valid }, Opened { fh, is_unsized: false }))
+    }
+
+    /// Gives the bytes at `offset` to `take`: exactly `length`, fewer only at the end of the file.
+    pub fn read<T>(
+        &self,
+        fh: u64,
+        offset: u64,
+        length: usize,
+        take: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T> {
+        let file = self.handles.file(fh)?;
+        if !file.access.read {
+            return Err(Error::BadHandle);
+        }
+        if let Some(staged) = self.handles.staged(file.ino) {
+            let staged = lock(&staged);
+            if staged.is_filled() {
+                return Ok(take(&staged.read_at(offset, length)?));
+            }
+        }
+        let path = self.path(file.ino)?;
+        let mut reader = file.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        match reader.read(&self.pool, &path, fh, offset, length) {
+            Ok(bytes) => Ok(take(bytes)),
+            Err(error) => {
+                if matches!(error, Error::Stale(_) | Error::Denied(_)) {
+                    // What was listed is no longer true.
+                    self.expire_parent(file.ino);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes at `offset`, or at the end for a handle opened to append.
+    pub fn write(&self, fh: u64, offset: u64, bytes: &[u8]) -> Result<()> {
+        let file = self.handles.file(fh)?;
+        if !file.access.write {
+            return Err(Error::BadHandle);
+        }
+        let staged = self.handles.staged(file.ino).ok_or(Error::BadHandle)?;
+        let mut staged = lock(&staged);
+        if !staged.is_filled() {
+            let path = self.path(file.ino)?;
+            staged.fill(&self.pool, &path)?;
+        }
+        let offset = if file.access.append { staged.length() } else { offset };
+        staged.write_at(offset, bytes)
+    }
+
+    /// Somebody closes a descriptor of the file: everything written must be on the server, or the
+    /// error is theirs.
+    pub fn flush(&self, fh: u64) -> Result<()> {
+        let file = self.handles.file(fh)?;
+        if !file.access.write {
+            return Ok(());
+        }
+        self.fsync(fh)
+    }
+
+    /// Everything written through any handle of the file is on the server after this.
+    pub fn fsync(&self, fh: u64) -> Result<()> {
+        let file = self.handles.file(fh)?;
+        match self.handles.staged(file.ino) {
+            Some(staged) => self.commit(file.ino, &staged),
+            None => Ok(()),
+        }
+    }
+
+    /// The last descriptor is closed. Nobody hears an error any more: what is unsent stays staged.
+    pub fn release(&self, fh: u64) {
+        if let Some(download) = self.pool.resume(fh) {
+            download.leave(false);
+        }
+        let Some(closed) = self.handles.close(fh) else { return };
+        if closed.was_last {
+            self.handles.unstage(closed.ino);
+        }
+        if closed.is_doomed
+            && let Ok(path) = self.path(closed.ino)
+        {
+            remove_quietly(&self.pool, &path);
+            if let Some((parent, name)) = self.place(closed.ino) {
+                self.tree().unlink(parent, &name);
+            }
+        }
+        self.unpin(closed.ino);
+    }
+
+    /// Sends what is staged for an inode, and shows the result.
+    pub(super) fn commit(&self, ino: Ino, staged: &Shared) -> Result<()> {
+        let mut staged = lock(staged);
+        if !staged.is_dirty() {
+            return Ok(());
+        }
+        let path = self.path(ino)?;
+        let committed = staged.commit(&self.pool, &path)?;
+        if let (Some(committed), Some((parent, name))) = (committed, self.place(ino)) {
+            self.show_committed(parent, &name, &committed);
+        }
+        Ok(())
+    }
+
+    /// The entry as it must be on the server now. Nothing is asked: size and times are known, but
+    /// for the time of a file whose writer set none; that is our clock's until the next listing.
+    fn show_committed(&self, parent: Ino, name: &[u8], committed: &Committed) {
+        self.cache.update(parent, name, |item| {
+            item.is_unsent = false;
+            item.entry.size = Some(committed.length);
+            if committed.was_sent {
+                item.set_mtime(now_stamp());
+                item.is_guess = true;
+            }
+            if let Some(mtime) = committed.mtime {
+                item.set_mtime(mtime);
+            }
+            if let Some(mtime) = committed.mtime_to_remember {
+                item.remember_mtime(mtime);
+            }
+            if let Some(mode) = committed.mode {
+                item.set_mode(mode);
+            }
+            if let Some(mode) = committed.mode_to_remember {
+                item.remember_mode(mode);
+            }
+        });
+    }
+
+    /// The next look at the file asks the server.
+    pub(super) fn expire_parent(&self, ino: Ino) {
+        if let Some((parent, _)) = self.place(ino) {
+            self.cache.expire(parent);
+        }
+    }
+
+    /// Changes the length of a file that may or may not be open. Without a writer the result goes
+    /// to the server at once.
+    pub(super) fn set_size(&self, ino: Ino, size: u64) -> Result<()> {
+        let (parent, name) = self.place(ino).ok_or(Error::NotFound)?;
+        let fresh = self.listing(parent, Instant::now())?;
+        let item = fresh.listing.get(&name).ok_or(Error::NotFound)?;
+        if item.entry.kind != Kind::File {
+            return Err(Error::IsADirectory);
+        }
+        let staged = self.stage_existing(ino, item)?;
+        let result = {
+            let mut staged = lock(&staged);
+            // Cutting to nothing needs nothing of what was there.
+            let path = self.path(ino)?;
+            let filled = if size == 0 { Ok(()) } else { staged.fill(&self.pool, &path) };
+            filled.and_then(|()| staged.truncate(size))
+        };
+        let result = result.and_then(|()| {
+            if self.handles.is_open(ino) { Ok(()) } else { self.commit(ino, &staged) }
+        });
+        self.handles.unstage(ino);
+        result
+    }
+
+    /// A file system is never full here that is not full there, and asking would cost a round
+    /// trip that few servers answer: a large and constant amount of room.
+    pub fn statfs(&self) -> StatFs {
+        // 1 TiB of 4 KiB blocks, and as many names as blocks: enough for any installer's check,
+        // small enough for programs that count in signed 64-bit bytes.
+        const BLOCKS: u64 = 1 << 28;
+        StatFs { block_size: 4096, blocks: BLOCKS, free: BLOCKS, files: BLOCKS, name_max: 255 }
+    }
+}
+
+/// What `df` shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatFs {
+    pub block_size: u32,
+    pub blocks: u64,
+    pub free: u64,
+    pub files: u64,
+    pub name_max: u32,
+}
+
+pub(super) fn lock(staged: &Shared) -> MutexGuard<'_, Staged> {
+    staged.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A file that exists here and will exist on the server when it is closed.
+pub(super) fn new_item(name: &[u8], mode: u16) -> Item {
+    let mut item = Item::new(Entry {
+        name: name.into(),
+        kind: Kind::File,
+        size: Some(0),
+        mtime: Some(now_stamp()),
+        mode: Some(mode),
+        target: None,
+        facts: None,
+    });
+    item.is_guess = true;
+    item.is_unsent = true;
+    item
+}
+
+/// Now, in whole seconds as servers keep it.
+pub(super) fn now_stamp() -> Timestamp {
+    Timestamp { seconds: now_mtime().seconds, nanos: 0, precision: Precision::Second }
+}
+

@@ -1,0 +1,183 @@
+//! Open handles, and the staged file of each inode that is being written.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::dircache::Listing;
+use super::error::{Error, Result};
+use super::reader::Reader;
+use super::staging::Staged;
+use super::tree::Ino;
+
+/// What a file was opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    pub read: bool,
+    pub write: bool,
+    /// Every write goes to the end (O_APPEND).
+    pub append: bool,
+}
+
+/// An open file.
+#[derive(Debug)]
+pub(crate) struct OpenFile {
+    pub(crate) ino: Ino,
+    pub(crate) access: Access,
+    /// Held during I/O: one transfer for one handle. Before Tree, DirCache and Pool.
+    pub(crate) reader: Mutex<Reader>,
+}
+
+/// An open directory: what it held when it was opened, so that an offset is an index.
+#[derive(Debug)]
+pub(crate) struct OpenDirectory {
+    pub(crate) ino: Ino,
+    pub(crate) listing: Arc<Listing>,
+    /// Until when the attributes in it may be shown.
+    pub(crate) until: std::time::Instant,
+}
+
+#[derive(Clone, Debug)]
+enum Handle {
+    File(Arc<OpenFile>),
+    Directory(Arc<OpenDirectory>),
+}
+
+/// The staged file of one inode. Held during I/O, before Tree, DirCache and Pool, and after no
+/// other lock but a reader's.
+pub(crate) type Shared = Arc<Mutex<Staged>>;
+
+/// All handles.
+#[derive(Debug, Default)]
+pub(crate) struct Handles {
+    /// Leaf lock.
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    last: u64,
+    handles: HashMap<u64, Handle>,
+    staged: HashMap<Ino, Shared>,
+    /// How many file handles an inode has.
+    opens: HashMap<Ino, usize>,
+    /// Removed while open, and kept under another name until the last handle is closed.
+    doomed: HashSet<Ino>,
+}
+
+impl Handles {
+    pub(crate) fn open_file(&self, ino: Ino, access: Access, reader: Reader) -> u64 {
+        let file = OpenFile { ino, access, reader: Mutex::new(reader) };
+        let mut state = self.lock();
+        *state.opens.entry(ino).or_insert(0) += 1;
+        state.insert(Handle::File(Arc::new(file)))
+    }
+
+    pub(crate) fn open_directory(&self, directory: OpenDirectory) -> u64 {
+        self.lock().insert(Handle::Directory(Arc::new(directory)))
+    }
+
+    pub(crate) fn file(&self, fh: u64) -> Result<Arc<OpenFile>> {
+        match self.lock().handles.get(&fh) {
+            Some(Handle::File(file)) => Ok(Arc::clone(file)),
+            _ => Err(Error::BadHandle),
+        }
+    }
+
+    pub(crate) fn directory(&self, fh: u64) -> Result<Arc<OpenDirectory>> {
+        match self.lock().handles.get(&fh) {
+            Some(Handle::Directory(directory)) => Ok(Arc::clone(directory)),
+            _ => Err(Error::BadHandle),
+        }
+    }
+
+    /// Ends a handle; its inode.
+    pub(crate) fn close(&self, fh: u64) -> Option<Closed> {
+        let mut state = self.lock();
+        match state.handles.remove(&fh)? {
+            Handle::Directory(directory) => {
+                Some(Closed { ino: directory.ino, was_last: false, is_doomed: false })
+            }
+            Handle::File(file) => {
+                let ino = file.ino;
+                let left = state.opens.get_mut(&ino).map_or(0, |count| {
+                    *count -= 1;
+                    *count
+                });
+                let was_last = left == 0;
+                if was_last {
+                    state.opens.remove(&ino);
+                }
+                let is_doomed = was_last && state.doomed.remove(&ino);
+                Some(Closed { ino, was_last, is_doomed })
+            }
+        }
+    }
+
+    /// Does any handle have this file open?
+    pub(crate) fn is_open(&self, ino: Ino) -> bool {
+        self.lock().opens.contains_key(&ino)
+    }
+
+    /// The file is to be removed when the last handle is closed.
+    pub(crate) fn doom(&self, ino: Ino) {
+        self.lock().doomed.insert(ino);
+    }
+
+    pub(crate) fn staged(&self, ino: Ino) -> Option<Shared> {
+        self.lock().staged.get(&ino).cloned()
+    }
+
+    /// The staged file of an inode, made by `make` if there is none.
+    pub(crate) fn stage(&self, ino: Ino, make: impl FnOnce() -> Result<Staged>) -> Result<Shared> {
+        if let Some(staged) = self.staged(ino) {
+            return Ok(staged);
+        }
+        // Made outside the lock, as it touches the disk; another thread may have been faster.
+        let made = Arc::new(Mutex::new(make()?));
+        Ok(Arc::clone(self.lock().staged.entry(ino).or_insert(made)))
+    }
+
+    /// Drops the staged file of an inode that nobody has open and that holds nothing unsent.
+    pub(crate) fn unstage(&self, ino: Ino) {
+        let mut state = self.lock();
+        if state.opens.contains_key(&ino) {
+            return;
+        }
+        let unsent = state.staged.get(&ino).is_some_and(|staged| {
+            // Somebody at work on it keeps it; it is dropped when that one is done.
+            staged.try_lock().map_or(true, |staged| staged.is_dirty())
+        });
+        if !unsent {
+            state.staged.remove(&ino);
+        }
+    }
+
+    /// Everything staged, to be sent or shown.
+    pub(crate) fn all_staged(&self) -> Vec<(Ino, Shared)> {
+        let mut all: Vec<_> =
+            self.lock().staged.iter().map(|(ino, staged)| (*ino, Arc::clone(staged))).collect();
+        all.sort_by_key(|(ino, _)| *ino);
+        all
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn insert(&mut self, handle: Handle) -> u64 {
+        self.last += 1;
+        self.handles.insert(self.last, handle);
+        self.last
+    }
+}
+
+/// What ended with a handle.
+pub(crate) struct Closed {
+    pub(crate) ino: Ino,
+    /// The file has no other handle.
+    pub(crate) was_last: bool,
+    /// It is to be removed now.
+    pub(crate) is_doomed: bool,
+}

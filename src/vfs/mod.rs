@@ -1,0 +1,425 @@
+//! The file system: knows no kernel types and no FTP verbs beyond those of a session.
+//!
+//! Invariants: one parent for each node, (parent, name) unique; look-up counts exact; changes made
+//! through the mount are seen at once; dirty bytes live in one staged file until the server
+//! confirmed them; bytes of two versions never meet in one open file; a name is absent only when a
+//! complete listing says so.
+//!
+//! Locks: a reader or a staged file is held during I/O, and before `Tree`, `DirCache`, `Handles`
+//! and `Pool`; those four are leaves, never nested, never held across I/O.
+
+mod attr;
+mod attributes;
+mod dircache;
+mod error;
+mod files;
+mod handles;
+mod names;
+mod reader;
+mod staging;
+mod tree;
+mod window;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+pub use attr::{Attr, Mtime};
+pub use attributes::{Changes, When};
+pub use error::{Error, Result};
+pub use files::Opened;
+pub use handles::Access;
+pub use names::RenameMode;
+pub use tree::{Ino, ROOT};
+
+use attr::Ownership;
+use dircache::{DirCache, Fresh, Item};
+use handles::{Handles, OpenDirectory};
+use staging::OWN_PREFIX;
+use tree::Tree;
+
+use crate::ftp::{self, Entry, Kind, Pool, RemotePath};
+
+/// How the mount behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How old a listing may be; zero: every look asks the server.
+    pub ttl: Duration,
+    pub read_only: bool,
+    /// Whose files they are shown as.
+    pub uid: u32,
+    pub gid: u32,
+    /// Taken away from permission bits that the server does not tell.
+    pub umask: u16,
+    /// Refuse chown to somebody else, instead of accepting it without effect.
+    pub strict_owner: bool,
+    /// Where files being written are kept; private to the user.
+    pub staging_dir: PathBuf,
+}
+
+/// A file that is not on the server yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// On the server, for people to read.
+    pub path: String,
+    pub bytes: u64,
+    /// Why the last attempt failed.
+    pub error: Option<String>,
+}
+
+/// An answer to a look-up.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    pub attr: Attr,
+    /// How long it may be believed without asking again.
+    pub valid: Duration,
+}
+
+/// The file system on one server.
+#[derive(Debug)]
+pub struct Vfs {
+    pool: Arc<Pool>,
+    options: Options,
+    ownership: Ownership,
+    base: RemotePath,
+    mounted: Mtime,
+    tree: Mutex<Tree>,
+    cache: DirCache,
+    handles: Handles,
+}
+
+impl Vfs {
+    /// Over a pool that has connected once.
+    pub fn new(pool: Arc<Pool>, options: Options) -> std::io::Result<Self> {
+        std::fs::create_dir_all(&options.staging_dir)?;
+        let ownership = Ownership { uid: options.uid, gid: options.gid, umask: options.umask };
+        // A load may retry on a second connection, each within the time-out at every step:
+        // waiting for somebody else's load four times as long means that it hangs.
+        let patience = pool.timeout() * 4;
+        Ok(Self {
+            ownership,
+            base: pool.base(),
+            mounted: now_mtime(),
+            tree: Mutex::new(Tree::new()),
+            cache: DirCache::new(options.ttl, patience),
+            handles: Handles::default(),
+            pool,
+            options,
+        })
+    }
+
+    /// The connections, for a status report.
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// The entry of a name. Counts as one look-up of its inode. An absent name is an error only
+    /// with the time for which it may be believed, so it is `Ok(Err(valid))`.
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<std::result::Result<Found, Duration>> {
+        ftp::check_name(name)?;
+        let now = Instant::now();
+        let fresh = self.listing(parent, now)?;
+        let valid = fresh.until.saturating_duration_since(now);
+        let Some(item) = fresh.listing.get(name) else { return Ok(Err(valid)) };
+        let ino = self.tree().intern(parent, name, 1);
+        Ok(Ok(Found { attr: self.attr_of(ino, item), valid }))
+    }
+
+    /// The kernel drops look-ups.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        if self.tree().forget(ino, count) {
+            self.cache.forget(ino);
+        }
+    }
+
+    /// The attributes of an inode.
+    pub fn getattr(&self, ino: Ino) -> Result<Found> {
+        let now = Instant::now();
+        if ino == ROOT {
+            let attr = self.ownership.root(ino, self.mounted);
+            return Ok(Found { attr, valid: self.options.ttl });
+        }
+        let Some((parent, name)) = self.place(ino) else { return self.attr_of_unlinked(ino) };
+        let fresh = self.listing(parent, now)?;
+        let item = fresh.listing.get(&name).ok_or(Error::NotFound)?;
+        let valid = fresh.until.saturating_duration_since(now);
+        Ok(Found { attr: self.attr_of(ino, item), valid })
+    }
+
+    /// Only those who have it open still ask.
+    fn attr_of_unlinked(&self, ino: Ino) -> Result<Found> {
+        let staged = self.handles.staged(ino).ok_or(Error::NotFound)?;
+        let staged = staged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut attr = Attr { kind: Kind::File, ..self.ownership.root(ino, now_mtime()) };
+        attr.size = staged.length();
+        attr.mode &= 0o666;
+        Ok(Found { attr, valid: Duration::ZERO })
+    }
+
+    /// Opens a directory: what it holds now.
+    pub fn opendir(&self, ino: Ino) -> Result<u64> {
+        let fresh = self.listing(ino, Instant::now())?;
+        self.tree().pin(ino);
+        let directory = OpenDirectory { ino, listing: fresh.listing, until: fresh.until };
+        Ok(self.handles.open_directory(directory))
+    }
+
+    /// Gives the entries from `offset` on to `take` until it has no more room (false). The first
+    /// two are `.` and `..`. With `count_lookups` each entry taken counts as a look-up.
+    pub fn readdir(
+        &self,
+        fh: u64,
+        offset: u64,
+        count_lookups: bool,
+        mut take: impl FnMut(DirEntry<'_>) -> bool,
+    ) -> Result<()> {
+        let directory = self.handles.directory(fh)?;
+        let valid = directory.until.saturating_duration_since(Instant::now());
+        let this = self.ownership.root(directory.ino, self.mounted);
+        let parent = self.place(directory.ino).map_or(ROOT, |(parent, _)| parent);
+        let above = Attr { ino: parent, ..this };
+        for (index, (name, attr)) in [(&b"."[..], this), (b"..", above)].into_iter().enumerate() {
+            let next = index as u64 + 1;
+            if offset < next && !take(DirEntry { name, attr, next, valid: Duration::ZERO }) {
+                return Ok(());
+            }
+        }
+        let skip = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
+        for (index, item) in directory.listing.items().iter().enumerate().skip(skip) {
+            let name = item.entry.name.as_ref();
+            let ino = self.tree().intern(directory.ino, name, u64::from(count_lookups));
+            let attr = self.attr_of(ino, item);
+            if !take(DirEntry { name, attr, next: index as u64 + 3, valid }) {
+                if count_lookups {
+                    self.forget(ino, 1);
+                }
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a directory handle.
+    pub fn releasedir(&self, fh: u64) {
+        if let Some(closed) = self.handles.close(fh) {
+            self.unpin(closed.ino);
+        }
+    }
+
+    /// The target of a symbolic link. An absolute one below the mounted directory is made
+    /// relative, so that it leads to the same file here as on the server.
+    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        let (parent, name) = self.place(ino).ok_or(Error::NotFound)?;
+        let fresh = self.listing(parent, Instant::now())?;
+        let item = fresh.listing.get(&name).ok_or(Error::NotFound)?;
+        if item.entry.kind != Kind::Symlink {
+            return Err(Error::Invalid);
+        }
+        let target = match &item.entry.target {
+            Some(target) => target.clone(),
+            None => self.ask_target(parent, &name)?,
+        };
+        let depth = self.tree().names(parent).map_or(0, |names| names.len());
+        Ok(relative_target(&target, &self.base, depth))
+    }
+
+    /// MLSD of some servers (ProFTPD 1.3.8: `type=OS.unix=symlink`) hides where a link leads;
+    /// LIST tells it.
+    fn ask_target(&self, parent: Ino, name: &[u8]) -> Result<Box<[u8]>> {
+        let directory = self.path(parent)?;
+        let entries = self.pool.ask(|session| session.list_long(&directory))?;
+        let mut found = None;
+        for entry in entries {
+            let Some(target) = entry.target else { continue };
+            if entry.name.as_ref() == name {
+                found = Some(target.clone());
+            }
+            // The others of this directory are likely to be asked for next.
+            self.cache.update(parent, &entry.name, |item| item.entry.target = Some(target));
+        }
+        found.ok_or_else(|| Error::Io("the server does not tell where the link leads".into()))
+    }
+
+    /// Files that are not on the server yet.
+    pub fn pending(&self) -> Vec<Pending> {
+        let mut pending = Vec::new();
+        for (ino, staged) in self.handles.all_staged() {
+            let path = self.path(ino).map(|path| path.to_string());
+            // One that is being sent right now is locked, and waiting for it may take long.
+            let (bytes, error) = match staged.try_lock() {
+                Ok(staged) if !staged.is_dirty() => continue,
+                Ok(staged) => (staged.length(), staged.last_error().map(ToOwned::to_owned)),
+                Err(_) => (0, None),
+            };
+            pending.push(Pending { path: path.unwrap_or_else(|_| "(removed)".into()), bytes, error });
+        }
+        pending
+    }
+
+    /// Sends everything that is not on the server yet; the first error, after trying all.
+    pub fn drain(&self) -> Result<()> {
+        let mut first = Ok(());
+        for (ino, staged) in self.handles.all_staged() {
+            let sent = self.commit(ino, &staged);
+            if first.is_ok() {
+                first = sent;
+            }
+        }
+        first
+    }
+
+    /// The listing of a directory, asked of the server if the known one is too old.
+    fn listing(&self, directory: Ino, now: Instant) -> Result<Fresh> {
+        self.cache.listing(directory, now, || self.load(directory))
+    }
+
+    fn load(&self, directory: Ino) -> Result<Vec<Entry>> {
+        let path = self.path(directory)?;
+        match self.pool.ask(|session| session.list(&path)) {
+            Ok(mut entries) => {
+                entries.retain(|entry| !is_own_name(&entry.name));
+                Ok(entries)
+            }
+            Err(error @ ftp::Error::Refused(_)) => Err(self.why_refused(directory, error)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A listing was refused: because the directory is gone, or is none, or is forbidden? The
+    /// directory above tells.
+    fn why_refused(&self, directory: Ino, error: ftp::Error) -> Error {
+        let Some((parent, name)) = self.place(directory) else { return Error::NotFound };
+        if directory == ROOT {
+            return error.into();
+        }
+        self.cache.expire(parent);
+        match self.listing(parent, Instant::now()) {
+            Err(error) => error,
+            Ok(fresh) => match fresh.listing.get(&name) {
+                None => Error::NotFound,
+                Some(item) if item.entry.kind != Kind::Directory => Error::NotADirectory,
+                Some(_) => error.into(),
+            },
+        }
+    }
+
+    /// What is listed, overlaid by what is written and not yet sent.
+    fn attr_of(&self, ino: Ino, item: &Item) -> Attr {
+        let mut attr = self.ownership.attr(ino, item);
+        if attr.kind != Kind::File {
+            return attr;
+        }
+        // While it is being sent it is locked; then the listing was brought up to date before.
+        if let Some(staged) = self.handles.staged(ino)
+            && let Ok(staged) = staged.try_lock()
+            && staged.is_filled()
+        {
+            attr.size = staged.length();
+            if let Some(mtime) = staged.mtime() {
+                attr.mtime = Mtime { seconds: mtime.seconds, nanos: mtime.nanos };
+            }
+        }
+        attr
+    }
+
+    fn path(&self, ino: Ino) -> Result<RemotePath> {
+        let names = self.tree().names(ino).ok_or(Error::NotFound)?;
+        let mut path = self.base.clone();
+        for name in names {
+            path = path.join(&name)?;
+        }
+        Ok(path)
+    }
+
+    fn child_path(&self, parent: Ino, name: &[u8]) -> Result<RemotePath> {
+        Ok(self.path(parent)?.join(name)?)
+    }
+
+    fn place(&self, ino: Ino) -> Option<(Ino, Arc<[u8]>)> {
+        self.tree().place(ino)
+    }
+
+    fn unpin(&self, ino: Ino) {
+        if self.tree().unpin(ino) {
+            self.cache.forget(ino);
+        }
+    }
+
+    fn tree(&self) -> MutexGuard<'_, Tree> {
+        self.tree.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn require_writable(&self) -> Result<()> {
+        if self.options.read_only { Err(Error::ReadOnly) } else { Ok(()) }
+    }
+}
+
+/// One entry of an open directory.
+#[derive(Clone, Copy, Debug)]
+pub struct DirEntry<'a> {
+    pub name: &'a [u8],
+    pub attr: Attr,
+    /// The offset of the entry after this one.
+    pub next: u64,
+    /// How long the attributes may be believed.
+    pub valid: Duration,
+}
+
+/// A file of our own making, which nobody should see.
+fn is_own_name(name: &[u8]) -> bool {
+    name.starts_with(OWN_PREFIX) && name.ends_with(b"~")
+}
+
+fn now_mtime() -> Mtime {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Mtime { seconds: i64::try_from(since.as_secs()).unwrap_or(0), nanos: since.subsec_nanos() }
+}
+
+/// An absolute target below `base`, seen from a directory `depth` levels below the mount's root.
+fn relative_target(target: &[u8], base: &RemotePath, depth: usize) -> Vec<u8> {
+    let Some(absolute) = target.strip_prefix(b"/") else { return target.to_vec() };
+    let below = if base.is_root() {
+        Some(absolute)
+    } else {
+        target
+            .strip_prefix(base.as_bytes())
+            .filter(|rest| rest.is_empty() || rest.starts_with(b"/"))
+            .map(|rest| rest.strip_prefix(b"/").unwrap_or(rest))
+    };
+    let Some(below) = below else { return target.to_vec() };
+    let mut relative = b"../".repeat(depth);
+    relative.extend_from_slice(below);
+    if relative.is_empty() {
+        relative.push(b'.');
+    }
+    relative
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absolute_targets_lead_to_the_same_file_here() {
+        let root = RemotePath::root();
+        let base = RemotePath::parse(b"/srv/ftp").unwrap();
+        let to = |target: &str, base: &RemotePath, depth| {
+            String::from_utf8(relative_target(target.as_bytes(), base, depth)).unwrap()
+        };
+        assert_eq!(to("file", &root, 2), "file");
+        assert_eq!(to("../x", &root, 2), "../x");
+        assert_eq!(to("/a/b", &root, 2), "../../a/b");
+        assert_eq!(to("/", &root, 0), ".");
+        assert_eq!(to("/srv/ftp/a", &base, 1), "../a");
+        assert_eq!(to("/srv/ftp", &base, 0), ".");
+        assert_eq!(to("/srv/ftpd", &base, 0), "/srv/ftpd");
+        assert_eq!(to("/etc/passwd", &base, 1), "/etc/passwd");
+    }
+
+    #[test]
+    fn own_names_are_recognised() {
+        assert!(is_own_name(b".ftpfs-1-2-3~"));
+        assert!(!is_own_name(b".ftpfs-notes"));
+        assert!(!is_own_name(b"x.ftpfs-1~"));
+    }
+}

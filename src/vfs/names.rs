@@ -1,0 +1,307 @@
+//! Names: mkdir, mknod, symlink, unlink, rmdir, rename.
+//!
+//! A refusal is explained by a look at the directory, never by the server's words. A reply that
+//! was lost is asked for again on a fresh connection; a refusal then may mean that the first
+//! attempt had worked, and the look decides that too.
+
+use std::time::Instant;
+
+use super::dircache::Item;
+use super::error::{Error, Result};
+use super::files::{lock, new_item, now_stamp};
+use super::staging::{Staged, beside, replace};
+use super::tree::Ino;
+use super::{Found, Vfs};
+use crate::ftp::{self, Entry, Kind, RemotePath};
+
+/// May a rename replace an existing target?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RenameMode {
+    Replace,
+    /// RENAME_NOREPLACE of renameat2(2).
+    NoReplace,
+}
+
+impl Vfs {
+    /// Makes a directory.
+    pub fn mkdir(&self, parent: Ino, name: &[u8], mode: u16) -> Result<Found> {
+        self.require_absent(parent, name)?;
+        let path = self.child_path(parent, name)?;
+        let (made, retried) = self.pool.ask_noting(|session| session.make_directory(&path));
+        if let Err(error) = made {
+            let (there, error) = self.look_again(parent, name, error)?;
+            let Some(item) = there else { return Err(error.into()) };
+            // After a lost reply the directory is the one that was just made.
+            if !(retried && item.entry.kind == Kind::Directory) {
+                return Err(Error::Exists);
+            }
+        }
+        let item = Item::new(Entry { kind: Kind::Directory, size: None, ..entry(name, mode) });
+        self.show_new(parent, name, item)
+    }
+
+    /// Makes an empty regular file, on the server at once.
+    pub fn mknod(&self, parent: Ino, name: &[u8], mode: u16) -> Result<Found> {
+        self.require_absent(parent, name)?;
+        let found = self.show_new(parent, name, new_item(name, mode))?;
+        let ino = found.attr.ino;
+        let wanted = Some(mode).filter(|mode| *mode != 0o644);
+        let staged =
+            self.handles.stage(ino, || Staged::of_new(&self.options.staging_dir, wanted))?;
+        if let Err(error) = self.commit(ino, &staged) {
+            lock(&staged).unlink();
+            self.drop_name(parent, name);
+            self.handles.unstage(ino);
+            return Err(error);
+        }
+        self.handles.unstage(ino);
+        Ok(found)
+    }
+
+    /// Makes a symbolic link, where the server has a command for it.
+    pub fn symlink(&self, parent: Ino, name: &[u8], target: &[u8]) -> Result<Found> {
+        self.require_absent(parent, name)?;
+        let path = self.child_path(parent, name)?;
+        if !self.pool.ask(|session| session.make_symlink(target, &path))? {
+            return Err(Error::NotOwner);
+        }
+        let item = Item::new(Entry {
+            kind: Kind::Symlink,
+            target: Some(target.into()),
+            ..entry(name, 0o777)
+        });
+        self.show_new(parent, name, item)
+    }
+
+    /// Removes a file. Those who have it open go on with it.
+    pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        let item = self.require_present(parent, name)?;
+        if item.entry.kind == Kind::Directory {
+            return Err(Error::IsADirectory);
+        }
+        let ino = self.tree().find(parent, name);
+        if let Some(ino) = ino {
+            if item.is_unsent {
+                self.forsake(ino);
+                self.drop_name(parent, name);
+                return Ok(());
+            }
+            if self.needs_server_copy(ino) && self.hide(parent, name, ino)? {
+                return Ok(());
+            }
+        }
+        let path = self.child_path(parent, name)?;
+        if let Err(error) = self.pool.ask(|session| session.remove_file(&path)) {
+            let (there, error) = self.look_again(parent, name, error)?;
+            if there.is_some() {
+                return Err(error.into());
+            }
+        }
+        if let Some(ino) = ino {
+            self.forsake(ino);
+        }
+        self.drop_name(parent, name);
+        Ok(())
+    }
+
+    /// Removes an empty directory. Whether it is empty is looked up first: some servers remove
+    /// what is inside as well.
+    pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        let item = self.require_present(parent, name)?;
+        if item.entry.kind != Kind::Directory {
+            return Err(Error::NotADirectory);
+        }
+        let ino = self.tree().intern(parent, name, 0);
+        let inside = self.listing(ino, Instant::now())?;
+        if !inside.listing.items().is_empty() {
+            return Err(Error::NotEmpty);
+        }
+        let path = self.child_path(parent, name)?;
+        if let Err(error) = self.pool.ask(|session| session.remove_directory(&path)) {
+            let (there, error) = self.look_again(parent, name, error)?;
+            if there.is_some() {
+                self.cache.expire(ino);
+                let inside = self.listing(ino, Instant::now())?;
+                let is_empty = inside.listing.items().is_empty();
+                return Err(if is_empty { error.into() } else { Error::NotEmpty });
+            }
+        }
+        self.cache.forget(ino);
+        self.drop_name(parent, name);
+        Ok(())
+    }
+
+    /// Moves a file or directory, over an existing target if the mode and POSIX allow.
+    pub fn rename(
+        &self,
+        from: (Ino, &[u8]),
+        to: (Ino, &[u8]),
+        mode: RenameMode,
+    ) -> Result<()> {
+        let item = self.require_present(from.0, from.1)?;
+        ftp::check_name(to.1)?;
+        let target = self.listing(to.0, Instant::now())?.listing.get(to.1).cloned();
+        if target.is_some() && mode == RenameMode::NoReplace {
+            return Err(Error::Exists);
+        }
+        if from == to {
+            return Ok(());
+        }
+        let ino = self.tree().intern(from.0, from.1, 0);
+        if self.tree().is_within(to.0, ino) {
+            return Err(Error::Invalid);
+        }
+        if let Some(staged) = self.handles.staged(ino) {
+            // The server moves what it has; so it must have all of it.
+            self.commit(ino, &staged)?;
+        }
+        if let Some(target) = &target {
+            self.clear_target(&item, to, target)?;
+        }
+        let (source, destination) = (self.child_path(from.0, from.1)?, self.child_path(to.0, to.1)?);
+        let over_file = target.as_ref().is_some_and(|item| item.entry.kind != Kind::Directory);
+        self.move_on_server(from, to, &source, &destination, over_file)?;
+        self.tree().relink(from, to);
+        let moved = self.cache.known(from.0).and_then(|known| known.get(from.1).cloned());
+        self.cache.remove(from.0, from.1);
+        let mut item = moved.unwrap_or(item);
+        item.entry.name = to.1.into();
+        self.cache.put(to.0, item);
+        Ok(())
+    }
+
+    /// Makes way for a rename: checks what POSIX demands of the target, removes an empty
+    /// directory, and keeps a file that is open elsewhere.
+    fn clear_target(&self, source: &Item, to: (Ino, &[u8]), target: &Item) -> Result<()> {
+        let ino = self.tree().find(to.0, to.1);
+        match (source.entry.kind, target.entry.kind) {
+            (Kind::Directory, Kind::Directory) => return self.rmdir(to.0, to.1),
+            (Kind::Directory, _) => return Err(Error::NotADirectory),
+            (_, Kind::Directory) => return Err(Error::IsADirectory),
+            _ => {}
+        }
+        let Some(ino) = ino else { return Ok(()) };
+        if !target.is_unsent && self.needs_server_copy(ino) && self.hide(to.0, to.1, ino)? {
+            return Ok(());
+        }
+        self.forsake(ino);
+        Ok(())
+    }
+
+    fn move_on_server(
+        &self,
+        from: (Ino, &[u8]),
+        to: (Ino, &[u8]),
+        source: &RemotePath,
+        destination: &RemotePath,
+        over_file: bool,
+    ) -> Result<()> {
+        if over_file {
+            return replace(&self.pool, source, destination);
+        }
+        let Err(error) = self.pool.ask(|session| session.rename(source, destination)) else {
+            return Ok(());
+        };
+        let (there, error) = self.look_again(from.0, from.1, error)?;
+        if there.is_some() {
+            return Err(error.into());
+        }
+        self.cache.expire(to.0);
+        match self.listing(to.0, Instant::now())?.listing.get(to.1) {
+            Some(_) => Ok(()),
+            None => Err(Error::NotFound),
+        }
+    }
+
+    /// Is the file on the server still needed after its name is gone? Yes while it is open and its
+    /// content is not here.
+    fn needs_server_copy(&self, ino: Ino) -> bool {
+        let local = self.handles.staged(ino).is_some_and(|staged| lock(&staged).is_filled());
+        self.handles.is_open(ino) && !local
+    }
+
+    /// Renames an open file to a name that nobody sees; it is removed with its last handle. False
+    /// where the server does not allow it: then those who have it open lose it.
+    fn hide(&self, parent: Ino, name: &[u8], ino: Ino) -> Result<bool> {
+        let path = self.child_path(parent, name)?;
+        let hidden = beside(&path)?;
+        match self.pool.ask(|session| session.rename(&path, &hidden)) {
+            Ok(()) => {}
+            Err(ftp::Error::Refused(reply)) => {
+                log::info!("{path} cannot be kept for those who have it open: {reply}");
+                return Ok(false);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        self.handles.doom(ino);
+        if let Some(hidden) = hidden.name() {
+            self.tree().relink((parent, name), (parent, hidden));
+        }
+        self.cache.remove(parent, name);
+        Ok(true)
+    }
+
+    /// The name of a file goes, or goes to another: what is staged for it is never sent again.
+    fn forsake(&self, ino: Ino) {
+        if let Some(staged) = self.handles.staged(ino) {
+            lock(&staged).unlink();
+            self.handles.unstage(ino);
+        }
+    }
+
+    fn require_present(&self, parent: Ino, name: &[u8]) -> Result<Item> {
+        self.require_writable()?;
+        let fresh = self.listing(parent, Instant::now())?;
+        fresh.listing.get(name).cloned().ok_or(Error::NotFound)
+    }
+
+    fn require_absent(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        self.require_writable()?;
+        ftp::check_name(name)?;
+        let fresh = self.listing(parent, Instant::now())?;
+        if fresh.listing.get(name).is_some() { Err(Error::Exists) } else { Ok(()) }
+    }
+
+    /// After a refusal: what does the directory say now? Any other error is passed on.
+    fn look_again(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        error: ftp::Error,
+    ) -> Result<(Option<Item>, ftp::Error)> {
+        if error.refusal().is_none() {
+            return Err(error.into());
+        }
+        self.cache.expire(parent);
+        let fresh = self.listing(parent, Instant::now())?;
+        Ok((fresh.listing.get(name).cloned(), error))
+    }
+
+    fn show_new(&self, parent: Ino, name: &[u8], item: Item) -> Result<Found> {
+        let now = Instant::now();
+        let ino = self.tree().intern(parent, name, 1);
+        let attr = self.ownership.attr(ino, &item);
+        self.cache.put(parent, item);
+        // The directory was listed for the check before: it says for how long it is believed.
+        let until = self.listing(parent, now)?.until;
+        Ok(Found { attr, valid: until.saturating_duration_since(now) })
+    }
+
+    fn drop_name(&self, parent: Ino, name: &[u8]) {
+        self.cache.remove(parent, name);
+        self.tree().unlink(parent, name);
+    }
+}
+
+/// An entry made just now.
+fn entry(name: &[u8], mode: u16) -> Entry {
+    Entry {
+        name: name.into(),
+        kind: Kind::File,
+        size: Some(0),
+        mtime: Some(now_stamp()),
+        mode: Some(mode),
+        target: None,
+        facts: None,
+    }
+}

@@ -1,0 +1,332 @@
+//! The local file behind a file that is being written.
+//!
+//! Its bytes stay until the server confirmed them. An existing file is fetched whole before its
+//! first change; a commit sends the whole file. A file that is there already is never replaced by
+//! a half-written one: the upload goes to a name beside it, which is then renamed over it.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use tempfile::NamedTempFile;
+
+use super::attr::Version;
+use super::error::{Error, Result};
+use crate::ftp::{self, Pool, RemotePath, Timestamp};
+
+/// From this size on the server is asked (SIZE, one round trip) whether it has every byte: the
+/// round trip is small beside the transfer. Below it 226 must do.
+const CHECK_SIZE_FROM: u64 = 1024 * 1024;
+
+/// The block in which an existing file is fetched: two of the kernel's read-ahead windows.
+const FETCH_BLOCK: usize = 256 * 1024;
+
+/// A file being written.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    file: NamedTempFile,
+    length: u64,
+    /// What the server has under this name; `None` when it has nothing.
+    base: Option<Version>,
+    /// The permission bits of what the server has.
+    base_mode: Option<u16>,
+    /// The local file holds the content; before that it is empty and stands for the base.
+    is_filled: bool,
+    /// Something here is not on the server.
+    is_dirty: bool,
+    /// The name is gone: nothing is ever sent again.
+    is_unlinked: bool,
+    /// Set by programs before the content is on the server.
+    mtime: Option<Timestamp>,
+    mode: Option<u16>,
+    last_error: Option<String>,
+}
+
+/// What a commit changed on the server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Committed {
+    pub(crate) length: u64,
+    /// As a program set it and the server took it.
+    pub(crate) mtime: Option<Timestamp>,
+    /// A program set it, but the server takes no times.
+    pub(crate) mtime_to_remember: Option<Timestamp>,
+    pub(crate) mode: Option<u16>,
+    pub(crate) mode_to_remember: Option<u16>,
+    /// The content was sent, so that the server's clock gave it a new time.
+    pub(crate) was_sent: bool,
+}
+
+impl Staged {
+    /// For a file that is on the server.
+    pub(crate) fn of_existing(dir: &Path, base: Version, mode: Option<u16>) -> Result<Self> {
+        Ok(Self { base: Some(base), base_mode: mode, ..Self::empty(dir)? })
+    }
+
+    /// For a file that is on the server under no name yet. It is dirty from the start, so that an
+    /// empty file is sent too.
+    pub(crate) fn of_new(dir: &Path, mode: Option<u16>) -> Result<Self> {
+        Ok(Self { is_filled: true, is_dirty: true, mode, ..Self::empty(dir)? })
+    }
+
+    fn empty(dir: &Path) -> Result<Self> {
+        Ok(Self {
+            file: tempfile::Builder::new().prefix("upload-").tempfile_in(dir)?,
+            length: 0,
+            base: None,
+            base_mode: None,
+            is_filled: false,
+            is_dirty: false,
+            is_unlinked: false,
+            mtime: None,
+            mode: None,
+            last_error: None,
+        })
+    }
+
+    /// Are reads and attributes to be taken from here?
+    pub(crate) fn is_filled(&self) -> bool {
+        self.is_filled
+    }
+
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.is_dirty && !self.is_unlinked
+    }
+
+    pub(crate) fn length(&self) -> u64 {
+        self.length
+    }
+
+    pub(crate) fn last_error(&self) -> Option<&str> {
+        self.last_error.as_deref()
+    }
+
+    /// The time of the last change, as far as it is not the server's.
+    pub(crate) fn mtime(&self) -> Option<Timestamp> {
+        self.mtime
+    }
+
+    pub(crate) fn is_unlinked(&self) -> bool {
+        self.is_unlinked
+    }
+
+    /// The name was removed: the content is for those who have the file open.
+    pub(crate) fn unlink(&mut self) {
+        self.is_unlinked = true;
+        self.base = None;
+    }
+
+    /// Up to `length` bytes at `offset`; fewer only at the end.
+    pub(crate) fn read_at(&self, offset: u64, length: usize) -> Result<Vec<u8>> {
+        let left = usize::try_from(self.length.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; length.min(left)];
+        self.local().read_exact_at(&mut bytes, offset)?;
+        Ok(bytes)
+    }
+
+    /// Writes at `offset`, with zeros before it if the file was shorter (pwrite(2)).
+    pub(crate) fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.local().write_all_at(bytes, offset)?;
+        self.length = self.length.max(offset + bytes.len() as u64);
+        self.touch();
+        Ok(())
+    }
+
+    /// Cuts the file, or lengthens it with zeros.
+    pub(crate) fn truncate(&mut self, length: u64) -> Result<()> {
+        self.local().set_len(length)?;
+        self.length = length;
+        self.is_filled = true;
+        self.touch();
+        Ok(())
+    }
+
+    /// A change of content: it ends a time set before it (utimensat, then write).
+    fn touch(&mut self) {
+        self.is_dirty = true;
+        self.mtime = None;
+    }
+
+    /// A time or mode to be set once the content is on the server. True if it was taken: without
+    /// unsent content the server is told at once, by the caller.
+    pub(crate) fn set_mtime(&mut self, mtime: Timestamp) -> bool {
+        self.mtime = self.is_dirty.then_some(mtime);
+        self.is_dirty
+    }
+
+    pub(crate) fn set_mode(&mut self, mode: u16) -> bool {
+        if self.is_dirty {
+            self.mode = Some(mode);
+        }
+        self.is_dirty
+    }
+
+    /// Fetches the content from the server, unless it is here.
+    pub(crate) fn fill(&mut self, pool: &Pool, path: &RemotePath) -> Result<()> {
+        if self.is_filled {
+            return Ok(());
+        }
+        let mut block = vec![0; FETCH_BLOCK];
+        let mut download = pool.download(path, 0)?;
+        let mut length = 0;
+        loop {
+            let count = download.read(&mut block)?;
+            if count == 0 {
+                break;
+            }
+            self.local().write_all_at(block.get(..count).unwrap_or_default(), length)?;
+            length += count as u64;
+        }
+        download.finish()?;
+        self.length = length;
+        self.is_filled = true;
+        Ok(())
+    }
+
+    /// Brings everything to the server; `None` when there was nothing to bring. After an error
+    /// the content is still here.
+    pub(crate) fn commit(&mut self, pool: &Pool, path: &RemotePath) -> Result<Option<Committed>> {
+        if !self.is_dirty() {
+            return Ok(None);
+        }
+        let sent = self.send(pool, path);
+        self.last_error = sent.as_ref().err().map(ToString::to_string);
+        sent?;
+        self.is_dirty = false;
+        self.base = Some(Version { size: Some(self.length), mtime: None });
+        self.set_attributes(pool, path).map(Some)
+    }
+
+    fn send(&self, pool: &Pool, path: &RemotePath) -> Result<()> {
+        if self.base.is_none() {
+            return self.store(pool, path);
+        }
+        let beside = beside(path)?;
+        match self.store(pool, &beside) {
+            Ok(()) => {}
+            // No new names in this folder: the file itself is all there is to write to.
+            Err(Error::Denied(text)) => {
+                log::warn!("{path} is replaced in place, not by a rename: {text}");
+                return self.store(pool, path);
+            }
+            Err(error) => {
+                remove_quietly(pool, &beside);
+                return Err(error);
+            }
+        }
+        replace(pool, &beside, path).inspect_err(|_| remove_quietly(pool, &beside))
+    }
+
+    /// STOR, and for a large file the question whether all of it arrived.
+    fn store(&self, pool: &Pool, path: &RemotePath) -> Result<()> {
+        pool.upload(path, self.local(), self.length)?;
+        if self.length < CHECK_SIZE_FROM {
+            return Ok(());
+        }
+        match pool.ask(|session| session.size(path)) {
+            Ok(Some(size)) if size != self.length => Err(Error::Io(format!(
+                "the server has {size} bytes of {path}, {} were sent",
+                self.length
+            ))),
+            // A server or folder that tells no sizes (write-only drop boxes): 226 must do.
+            Ok(_) | Err(ftp::Error::Refused(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Times and bits that programs set while the content was still here. The content is safe, so
+    /// that a refusal here is only worth a warning: `cp -p` checks for itself.
+    fn set_attributes(&mut self, pool: &Pool, path: &RemotePath) -> Result<Committed> {
+        let mut committed = Committed {
+            length: self.length,
+            mtime: None,
+            mtime_to_remember: None,
+            mode: None,
+            mode_to_remember: None,
+            was_sent: true,
+        };
+        // A replaced file keeps its bits; 0644 is what servers give to new files.
+        let kept = self.base_mode.filter(|mode| *mode != 0o644);
+        if let Some(mode) = self.mode.take().or(kept) {
+            match pool.ask(|session| session.set_mode(path, mode)) {
+                Ok(true) => committed.mode = Some(mode),
+                Ok(false) | Err(ftp::Error::Refused(_)) => committed.mode_to_remember = Some(mode),
+                Err(error) => return Err(error.into()),
+            }
+            self.base_mode = Some(mode);
+        }
+        // After the bits, as some servers count a change of bits as a change of the file.
+        if let Some(mtime) = self.mtime.take() {
+            match pool.ask(|session| session.set_modified(path, mtime.seconds)) {
+                Ok(true) => committed.mtime = Some(mtime),
+                Ok(false) | Err(ftp::Error::Refused(_)) => {
+                    committed.mtime_to_remember = Some(mtime);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(committed)
+    }
+
+    fn local(&self) -> &File {
+        self.file.as_file()
+    }
+}
+
+/// The names that ftpfs gives to files that nobody should see begin like this.
+pub(crate) const OWN_PREFIX: &[u8] = b".ftpfs-";
+
+/// A new name in the same directory.
+pub(crate) fn beside(path: &RemotePath) -> Result<RemotePath> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    // The process and the time make it differ from what another mount, or a crash, left.
+    let nanos = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos() as u64);
+    let pid = std::process::id();
+    let name = format!("{}{pid:x}-{nanos:x}-{count:x}~", String::from_utf8_lossy(OWN_PREFIX));
+    let parent = path.parent().ok_or(Error::Invalid)?;
+    Ok(parent.join(name.as_bytes())?)
+}
+
+/// Renames `from` over the existing `to`. Where the server refuses to (IIS, FileZilla Server: 550
+/// or 553), the old file is moved aside first and comes back if the second step fails.
+pub(crate) fn replace(pool: &Pool, from: &RemotePath, to: &RemotePath) -> Result<()> {
+    if pool.renames_over() {
+        match pool.ask(|session| session.rename(from, to)) {
+            Ok(()) => return Ok(()),
+            Err(ftp::Error::Refused(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let aside = beside(to)?;
+    let had_old = match pool.ask(|session| session.rename(to, &aside)) {
+        Ok(()) => true,
+        // Nothing there to move, or nothing that may be moved: the next step tells.
+        Err(ftp::Error::Refused(_)) => false,
+        Err(error) => return Err(error.into()),
+    };
+    match pool.ask(|session| session.rename(from, to)) {
+        Ok(()) => {
+            if had_old {
+                pool.learn_renames_over(false);
+                remove_quietly(pool, &aside);
+            }
+            Ok(())
+        }
+        Err(error) => {
+            if had_old && let Err(back) = pool.ask(|session| session.rename(&aside, to)) {
+                log::error!("{to} is now called {aside}: it could not be renamed back: {back}");
+            }
+            Err(error.into())
+        }
+    }
+}
+
+/// Removes a file of our own; one that stays behind is only clutter.
+pub(crate) fn remove_quietly(pool: &Pool, path: &RemotePath) {
+    if let Err(error) = pool.ask(|session| session.remove_file(path)) {
+        log::info!("{path} could not be removed: {error}");
+    }
+}
