@@ -168,6 +168,7 @@ impl Vfs {
         }
         let Some(closed) = self.handles.close(fh) else { return };
         if closed.was_last {
+            self.forsake_if_worthless(closed.ino);
             self.handles.unstage(closed.ino);
         }
         if closed.is_doomed
@@ -179,6 +180,18 @@ impl Vfs {
             }
         }
         self.unpin(closed.ino);
+    }
+
+    /// A new file that the server refused and that holds no byte: `touch` was told so, and there
+    /// is nothing to keep.
+    fn forsake_if_worthless(&self, ino: Ino) {
+        let Some(staged) = self.handles.staged(ino) else { return };
+        let is_worthless = lock(&staged).is_refused_and_empty();
+        if is_worthless && let Some((parent, name)) = self.place(ino) {
+            lock(&staged).unlink();
+            self.cache.remove(parent, &name);
+            self.tree().unlink(parent, &name);
+        }
     }
 
     /// Sends what is staged for an inode, and shows the result.

@@ -110,6 +110,11 @@ impl Staged {
         self.is_unlinked
     }
 
+    /// The server has nothing under this name, refused to have it, and nothing would be lost.
+    pub(crate) fn is_refused_and_empty(&self) -> bool {
+        self.is_dirty() && self.base.is_none() && self.length == 0 && self.last_error.is_some()
+    }
+
     /// The name was removed: the content is for those who have the file open.
     pub(crate) fn unlink(&mut self) {
         self.is_unlinked = true;
