@@ -20,8 +20,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use support::dialect::Dialect;
+use support::hub::unix_now;
 use support::server::{self, Server};
-use support::tree::Storage;
+use support::storage::Storage;
 
 /// An FTP server on 127.0.0.1 to try things with.
 #[derive(Parser)]
@@ -58,7 +59,7 @@ fn serve(arguments: &Arguments) -> std::io::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     let storage = match &arguments.root {
         Some(root) => server::disk(root)?,
-        None => Storage::memory(server::unix_now()),
+        None => Storage::memory(unix_now()),
     };
     let server = Server::bind(dialect(&arguments.dialect), storage, arguments.port)?;
     if arguments.root.is_none() {

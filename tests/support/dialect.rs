@@ -7,7 +7,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use super::tree::Cause;
+use super::storage::Cause;
 
 #[derive(Clone, Debug)]
 pub struct Dialect {

@@ -3,7 +3,7 @@
 use chrono::DateTime;
 
 use super::dialect::{Dialect, Fact, ListDates, ListStyle, MlsdLinks, Voice};
-use super::tree::{Kind, Stat};
+use super::storage::{Kind, Stat};
 
 /// One line of LIST with its CRLF.
 pub fn list_line(dialect: &Dialect, name: &[u8], stat: &Stat, now: i64) -> Vec<u8> {

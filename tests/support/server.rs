@@ -1,6 +1,6 @@
 //! A scripted FTP server on 127.0.0.1, in this process, for tests.
 //!
-//! Owns the listening socket, the threads, and the state that sessions share.
+//! Owns the listening socket and the acceptor; what sessions share is in `hub`.
 //! Never interprets a command: that is `session` and `verbs`.
 //!
 //! Two threads per session: one reads command lines as they come, so that an
@@ -8,20 +8,21 @@
 //! times; one does the work. All waiting is on one condition variable, so
 //! whatever is blocked, also in a fault, ends when the server is dropped.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::io::{self, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::io;
+use std::net::{Ipv4Addr, Shutdown, SocketAddr};
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
 use super::dialect::Dialect;
-use super::faults::{Fault, Faults, What};
+use super::faults::{Fault, What};
+use super::hub::{Command, Ending, Hub, State, unix_now};
+use super::path::ServerPath;
 use super::session::Session;
-use super::tree::{Kind, ServerPath, Start, Stat, Storage};
+use super::storage::{Kind, Start, Stat, Storage};
 
 /// A running server. Dropping it ends every session and joins every thread.
 ///
@@ -32,18 +33,6 @@ pub struct Server {
     listener: Arc<Socket>,
     address: SocketAddr,
     acceptor: Option<JoinHandle<()>>,
-}
-
-/// A command line as it came.
-#[derive(Clone, Debug)]
-pub struct Command {
-    /// Which session sent it, counted from 1.
-    pub session: u64,
-    /// In capitals.
-    pub verb: String,
-    /// The whole line, bytes outside ASCII and backslashes escaped, the
-    /// argument of PASS blanked.
-    pub line: String,
 }
 
 /// What a test may ask for before giving up on it: generous, because the
@@ -392,178 +381,7 @@ fn accept(hub: &Arc<Hub>, listener: &Socket) {
     }
 }
 
-/// What the threads of a server share.
-pub struct Hub {
-    pub storage: Arc<Storage>,
-    /// A leaf: nothing is locked and nothing is sent while it is held, but the
-    /// one line of `Ending::Farewell`.
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-pub struct State {
-    /// Counts changes, so that none is missed between looking and waiting.
-    version: u64,
-    pub stopping: bool,
-    pub frozen: bool,
-    refusing: bool,
-    pub releases: u64,
-    pub delay: Duration,
-    pub dialect: Dialect,
-    pub faults: Faults,
-    pub commands: Vec<Command>,
-    pub lines: BTreeMap<u64, Line>,
-    pub total: u64,
-    pub peak: usize,
-    pub threads: Vec<JoinHandle<()>>,
-}
-
-/// What others may see of a session, and its sockets, so that they can end it.
-#[derive(Default)]
-pub struct Line {
-    pub inbox: VecDeque<Received>,
-    /// The client closed its side.
-    pub hung_up: bool,
-    /// An ABOR is in the inbox.
-    pub aborted: bool,
-    pub ended: Option<Ending>,
-    pub logged_in: bool,
-    pub control: Weak<TcpStream>,
-    pub data: Weak<TcpStream>,
-    pub passive: Weak<Socket>,
-}
-
-/// A command line that waits to be carried out.
-pub struct Received {
-    pub line: Vec<u8>,
-    pub at: Instant,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    Close,
-    Reset,
-    /// 421, then close.
-    Farewell,
-}
-
-/// The session is over: the client left, or the server ended it.
-#[derive(Debug)]
-pub struct Gone;
-
-impl Hub {
-    fn new(dialect: Dialect, storage: Storage) -> Hub {
-        let state = State {
-            version: 0,
-            stopping: false,
-            frozen: false,
-            refusing: false,
-            releases: 0,
-            delay: Duration::ZERO,
-            dialect,
-            faults: Faults::default(),
-            commands: Vec::new(),
-            lines: BTreeMap::new(),
-            total: 0,
-            peak: 0,
-            threads: Vec::new(),
-        };
-        Hub { storage: Arc::new(storage), state: Mutex::new(state), changed: Condvar::new() }
-    }
-
-    /// The server's clock.
-    pub fn now(&self) -> i64 {
-        unix_now() + self.look(|state| state.dialect.clock_skew)
-    }
-
-    pub fn look<R>(&self, look: impl FnOnce(&State) -> R) -> R {
-        look(&self.lock())
-    }
-
-    /// Changes the state and wakes all who wait.
-    pub fn change<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
-        let mut state = self.lock();
-        let result = change(&mut state);
-        state.version += 1;
-        self.changed.notify_all();
-        result
-    }
-
-    /// Says that a file changed.
-    pub fn touch(&self) {
-        self.change(|_| ());
-    }
-
-    /// Waits until `ready` gives something; nothing after the deadline.
-    pub fn wait<R>(
-        &self,
-        deadline: Option<Instant>,
-        mut ready: impl FnMut(&mut State) -> Option<R>,
-    ) -> Option<R> {
-        let mut state = self.lock();
-        loop {
-            if let Some(result) = ready(&mut state) {
-                return Some(result);
-            }
-            state = match deadline {
-                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return None;
-                    }
-                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Line {
-    /// Wakes whatever the session is blocked in and makes it leave.
-    pub fn end(&mut self, ending: Ending) {
-        if self.ended.is_some() {
-            return;
-        }
-        self.ended = Some(ending);
-        if let Some(passive) = self.passive.upgrade() {
-            let _ = passive.shutdown(Shutdown::Both);
-        }
-        for (socket, is_control) in [(self.data.upgrade(), false), (self.control.upgrade(), true)] {
-            let Some(socket) = socket else { continue };
-            if is_control && ending == Ending::Farewell {
-                let _ = (&*socket).write_all(b"421 Timeout.\r\n");
-            }
-            hang_up(&socket, ending, is_control);
-        }
-    }
-}
-
-/// Closes a connection for all its owners.
-pub fn hang_up(socket: &TcpStream, ending: Ending, is_control: bool) {
-    if ending == Ending::Reset {
-        // The RST goes out when the last owner lets go of the socket. A data
-        // connection may be blocked in a write, which only a full shutdown ends.
-        let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
-        if is_control {
-            let _ = socket.shutdown(Shutdown::Read);
-            return;
-        }
-    }
-    let _ = socket.shutdown(Shutdown::Both);
-}
-
 /// Serves the directory `root` on disk.
 pub fn disk(root: &Path) -> io::Result<Storage> {
     Ok(Storage::Disk(root.canonicalize()?))
-}
-
-/// The clock of this machine.
-pub fn unix_now() -> i64 {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
 }

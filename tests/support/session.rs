@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use super::dialect::{Dialect, Fact, Limit};
 use super::faults::What;
-use super::server::{Command, Ending, Gone, Hub, Line, Received, State, hang_up};
+use super::hub::{Command, Ending, Gone, Hub, Line, Received, State, hang_up};
+use super::path::ServerPath;
 use super::transfer::{Cut, Way, is_over, pass, wait_for, wait_released};
-use super::tree::ServerPath;
 
 /// One client's conversation. Lives on its own thread.
 pub struct Session {

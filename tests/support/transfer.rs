@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Socket, Type};
 
 use super::faults::What;
-use super::server::{Ending, Gone, Hub, State, hang_up};
+use super::hub::{Ending, Gone, Hub, State, hang_up};
 
 /// Where the next data connection comes from.
 #[derive(Default)]
