@@ -48,6 +48,8 @@ pub struct Line {
     pub inbox: VecDeque<Received>,
     /// The client closed its side.
     pub hung_up: bool,
+    /// Waits in a fault or a delay.
+    pub stuck: bool,
     /// An ABOR is in the inbox.
     pub aborted: bool,
     pub ended: Option<Ending>,

@@ -234,7 +234,13 @@ impl Server {
         self.hub.look(|state| state.faults.pending())
     }
 
-    /// Lets everything go on that is stuck in Silence, StallData or a delay.
+    /// Sessions that are stuck now in Silence, StallData or any delay.
+    pub fn stuck(&self) -> usize {
+        self.hub.look(|state| state.lines.values().filter(|line| line.stuck).count())
+    }
+
+    /// Lets everything go on that `stuck` counts. What gets stuck later stays
+    /// so: wait until `stuck` says what is expected before releasing it.
     pub fn release(&self) {
         self.hub.change(|state| state.releases += 1);
     }

@@ -185,7 +185,11 @@ impl Session {
         match self.hub.wait(deadline, ready) {
             Some(Ok(Some(received))) => {
                 self.arrived = received.at;
-                Ok(Some(split_command(&received.line)))
+                let (verb, argument) = split_command(&received.line);
+                if verb == "ABOR" {
+                    self.abort_seen();
+                }
+                Ok(Some((verb, argument)))
             }
             Some(Ok(None)) => Ok(None),
             Some(Err(gone)) => Err(gone),
@@ -194,6 +198,15 @@ impl Session {
                 Err(Gone)
             }
         }
+    }
+
+    /// The transfer that an ABOR was for is over.
+    fn abort_seen(&self) {
+        self.hub.change(|state| {
+            if let Some(line) = state.lines.get_mut(&self.id) {
+                line.aborted = false;
+            }
+        });
     }
 
     /// Carries out the part of a fault that comes before the work. True when

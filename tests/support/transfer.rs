@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Socket, Type};
 
 use super::faults::What;
-use super::hub::{Ending, Gone, Hub, State, hang_up};
+use super::hub::{Ending, Gone, Hub, Line, State, hang_up};
 
 /// Where the next data connection comes from.
 #[derive(Default)]
@@ -262,7 +262,6 @@ impl Data {
         match self.cut.take() {
             None => Ok(None),
             Some(Cut { then: Then::Stall, .. }) => {
-                self.hub.touch();
                 wait_released(&self.hub, self.session)?;
                 Ok(None)
             }
@@ -329,27 +328,43 @@ pub fn pass(hub: &Hub, session: u64) -> Result<(), Gone> {
 /// Does nothing until the test releases it, the client aborts, or either side
 /// ends the session.
 pub fn wait_released(hub: &Hub, session: u64) -> Result<(), Gone> {
-    let before = hub.look(|state| state.releases);
-    let ready = |state: &mut State| {
-        let line = state.lines.get(&session);
-        let left = line.is_none_or(|line| line.hung_up);
-        let aborted = line.is_some_and(|line| line.aborted);
-        match is_over(state, session) || left {
-            true => Some(Err(Gone)),
-            false => (state.releases != before || aborted).then_some(Ok(())),
-        }
-    };
-    hub.wait(None, ready).unwrap_or(Err(Gone))
+    stuck(hub, session, None, |line| line.hung_up)
 }
 
 /// Lets time pass; ends early when released, fails when the session is over.
 pub fn wait_for(hub: &Hub, session: u64, until: Instant) -> Result<(), Gone> {
-    let before = hub.look(|state| state.releases);
-    let ready = |state: &mut State| match is_over(state, session) {
-        true => Some(Err(Gone)),
-        false => (state.releases != before).then_some(Ok(())),
+    stuck(hub, session, Some(until), |_| false)
+}
+
+/// Being stuck is shown while it lasts, so that a test can release what it
+/// knows to be stuck: a release is for those that are stuck at that moment.
+fn stuck(
+    hub: &Hub,
+    session: u64,
+    until: Option<Instant>,
+    left: fn(&Line) -> bool,
+) -> Result<(), Gone> {
+    let before = hub.change(|state| {
+        if let Some(line) = state.lines.get_mut(&session) {
+            line.stuck = true;
+        }
+        state.releases
+    });
+    let ready = |state: &mut State| {
+        let line = state.lines.get(&session);
+        if is_over(state, session) || line.is_none_or(left) {
+            return Some(Err(Gone));
+        }
+        let aborted = until.is_none() && line.is_some_and(|line| line.aborted);
+        (state.releases != before || aborted).then_some(Ok(()))
     };
-    hub.wait(Some(until), ready).unwrap_or(Ok(()))
+    let result = hub.wait(until, ready).unwrap_or(Ok(()));
+    hub.change(|state| {
+        if let Some(line) = state.lines.get_mut(&session) {
+            line.stuck = false;
+        }
+    });
+    result
 }
 
 /// The address in PORT and EPRT; nothing when it is malformed.

@@ -92,15 +92,25 @@ fn replies_come_late_and_early_when_released() {
     }
     server.fault_once("NOOP", What::Delay(Duration::from_secs(3600)));
     client.send("NOOP");
-    // Released only once it waits: a release is for those who wait then.
-    assert!(server.wait_until(|server| server.count("NOOP") == 3, PATIENCE));
-    let mut tries = 0;
-    client.set_read_timeout(Duration::from_millis(20));
-    while client.try_reply().is_none() {
-        server.release();
-        tries += 1;
-        assert!(tries < 500);
-    }
+    assert!(server.wait_until(|server| server.stuck() == 1, PATIENCE));
+    server.release();
+    assert_eq!(client.reply().0, 200);
+    assert_eq!(server.stuck(), 0);
+}
+
+#[test]
+fn an_unanswered_abor_does_not_spoil_the_next_silence() {
+    let (server, mut client) = start();
+    server.fault_once("ABOR", What::Silence);
+    client.send("ABOR");
+    assert!(server.wait_until(|server| server.stuck() == 1, PATIENCE));
+    server.release();
+    server.fault_once("NOOP", What::Silence);
+    client.send("NOOP");
+    assert!(server.wait_until(|server| !server.faults_pending(), PATIENCE));
+    assert!(server.wait_until(|server| server.stuck() == 1, PATIENCE));
+    server.release();
+    client.expect("SYST", 215);
 }
 
 #[test]
@@ -168,6 +178,7 @@ fn a_stall_goes_on_when_released() {
     data.read_exact(&mut bytes).unwrap();
     data.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     assert_eq!(data.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert!(server.wait_until(|server| server.stuck() == 1, PATIENCE));
     server.release();
     let mut rest = Vec::new();
     data.set_read_timeout(None).unwrap();

@@ -72,11 +72,6 @@ impl Session {
                 Err(_) => self.reply(501, "Bad restart position."),
             },
             "ABOR" => {
-                self.hub.change(|state| {
-                    if let Some(line) = state.lines.get_mut(&self.id) {
-                        line.aborted = false;
-                    }
-                });
                 self.way = Way::Unset;
                 self.reply(226, "ABOR successful.")
             }
@@ -167,7 +162,6 @@ impl Session {
             Finish::Cut(Then::Reply(code, text)) => self.reply(code, text),
             // Released, it says what it should have said before.
             Finish::Cut(Then::Silence | Then::Stall) => {
-                self.hub.touch();
                 wait_released(&self.hub, self.id)?;
                 self.reply(426, "Failure on the data connection.")
             }
