@@ -48,7 +48,8 @@ pub enum What {
     EndlessReply,
     /// The listing never ends.
     EndlessListing,
-    /// Closes the data connection after that many bytes, then says 426.
+    /// Closes the data connection after that many bytes, then says 426. This
+    /// and what follows does nothing to a transfer that is shorter.
     CutData(u64),
     /// The same, then says this.
     CutDataReply(u64, u16, &'static str),

@@ -335,16 +335,18 @@ pub fn generated_byte(seed: u64, position: u64) -> u8 {
 
 /// Fills `buffer` with the bytes of a generated file from `position` on.
 pub fn fill_generated(seed: u64, position: u64, buffer: &mut [u8]) {
-    let mut at = position;
-    let mut rest = buffer;
-    while !rest.is_empty() {
-        let word = generated_word(seed, at / 8).to_le_bytes();
-        let skip = (at % 8) as usize;
-        let length = rest.len().min(8 - skip);
-        let (now, later) = rest.split_at_mut(length);
-        now.copy_from_slice(&word[skip..skip + length]);
-        at += length as u64;
-        rest = later;
+    // Bytes up to the first whole word; a word is eight bytes of the file.
+    let skip = (position % 8) as usize;
+    let head = if skip == 0 { 0 } else { buffer.len().min(8 - skip) };
+    let (first, rest) = buffer.split_at_mut(head);
+    let mut index = position / 8;
+    if head > 0 {
+        first.copy_from_slice(&generated_word(seed, index).to_le_bytes()[skip..skip + head]);
+        index += 1;
+    }
+    for (word, index) in rest.chunks_mut(8).zip(index..) {
+        let length = word.len();
+        word.copy_from_slice(&generated_word(seed, index).to_le_bytes()[..length]);
     }
 }
 

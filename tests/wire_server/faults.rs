@@ -128,6 +128,9 @@ fn data_is_cut_at_the_byte() {
     assert_eq!(client.reply().0, 426);
     assert_eq!(cut(&mut client, What::CutDataReply(10, 451, "Disk.")), b"0123456789");
     assert_eq!(client.reply().0, 451);
+    // Past the end there is nothing to cut.
+    assert_eq!(cut(&mut client, What::CutData(11)), b"0123456789");
+    assert_eq!(client.reply().0, 226);
     assert_eq!(cut(&mut client, What::CutDataReply(0, 226, "A lie.")), b"");
     assert_eq!(client.reply().0, 226);
     assert_eq!(cut(&mut client, What::CutControlAfter(3)), b"012");

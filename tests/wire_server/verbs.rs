@@ -411,6 +411,16 @@ fn generated_files_need_no_memory_and_are_the_same_everywhere() {
     assert!(bytes == expected);
     assert_eq!(bytes[100_000], generated_byte(42, size - 1));
     assert_ne!(expected[..1000], expected[8..1008]);
+    // Wherever one begins to read, the bytes are the same.
+    for start in 0..20 {
+        for length in 0..20 {
+            let mut piece = vec![0; length];
+            fill_generated(42, start, &mut piece);
+            let bytes: Vec<u8> =
+                (start..).take(length).map(|position| generated_byte(42, position)).collect();
+            assert_eq!(piece, bytes);
+        }
+    }
 }
 
 #[test]
