@@ -1,1 +1,8 @@
-//! suite
+//! The integration tests, one binary: the scripted server and what is tested
+//! against it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+// Nothing is exported from a test binary.
+#![allow(unreachable_pub)]
+
+mod support;
+mod wire_server;
