@@ -4,5 +4,10 @@
 // Nothing is exported from a test binary.
 #![allow(unreachable_pub)]
 
+mod arrows;
+mod budget;
+mod drivers;
+mod functional;
 mod support;
+mod trouble;
 mod wire_server;

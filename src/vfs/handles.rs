@@ -1,9 +1,9 @@
 //! Open handles, and the staged file of each inode that is being written.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::dircache::Listing;
+use super::dircache::{Item, Listing};
 use super::error::{Error, Result};
 use super::reader::Reader;
 use super::staging::Staged;
@@ -60,8 +60,9 @@ struct State {
     staged: HashMap<Ino, Shared>,
     /// How many file handles an inode has.
     opens: HashMap<Ino, usize>,
-    /// Removed while open, and kept under another name until the last handle is closed.
-    doomed: HashSet<Ino>,
+    /// Removed while open, and kept under another name until the last handle is closed: what was
+    /// listed of it.
+    doomed: HashMap<Ino, Item>,
 }
 
 impl Handles {
@@ -107,7 +108,7 @@ impl Handles {
                 if was_last {
                     state.opens.remove(&ino);
                 }
-                let is_doomed = was_last && state.doomed.remove(&ino);
+                let is_doomed = was_last && state.doomed.remove(&ino).is_some();
                 Some(Closed { ino, was_last, is_doomed })
             }
         }
@@ -119,8 +120,12 @@ impl Handles {
     }
 
     /// The file is to be removed when the last handle is closed.
-    pub(crate) fn doom(&self, ino: Ino) {
-        self.lock().doomed.insert(ino);
+    pub(crate) fn doom(&self, ino: Ino, item: Item) {
+        self.lock().doomed.insert(ino, item);
+    }
+
+    pub(crate) fn doomed(&self, ino: Ino) -> Option<Item> {
+        self.lock().doomed.get(&ino).cloned()
     }
 
     pub(crate) fn staged(&self, ino: Ino) -> Option<Shared> {

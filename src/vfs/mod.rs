@@ -139,6 +139,9 @@ impl Vfs {
             let attr = self.ownership.root(ino, self.mounted);
             return Ok(Found { attr, valid: self.options.ttl });
         }
+        if let Some(item) = self.handles.doomed(ino) {
+            return Ok(Found { attr: self.attr_of(ino, &item), valid: Duration::ZERO });
+        }
         let Some((parent, name)) = self.place(ino) else { return self.attr_of_unlinked(ino) };
         let fresh = self.listing(parent, now)?;
         let item = fresh.listing.get(&name).ok_or(Error::NotFound)?;

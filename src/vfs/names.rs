@@ -86,7 +86,7 @@ impl Vfs {
                 self.drop_name(parent, name);
                 return Ok(());
             }
-            if self.needs_server_copy(ino) && self.hide(parent, name, ino)? {
+            if self.needs_server_copy(ino) && self.hide(parent, name, ino, &item)? {
                 return Ok(());
             }
         }
@@ -181,7 +181,7 @@ impl Vfs {
             _ => {}
         }
         let Some(ino) = ino else { return Ok(()) };
-        if !target.is_unsent && self.needs_server_copy(ino) && self.hide(to.0, to.1, ino)? {
+        if !target.is_unsent && self.needs_server_copy(ino) && self.hide(to.0, to.1, ino, target)? {
             return Ok(());
         }
         self.forsake(ino);
@@ -222,7 +222,7 @@ impl Vfs {
 
     /// Renames an open file to a name that nobody sees; it is removed with its last handle. False
     /// where the server does not allow it: then those who have it open lose it.
-    fn hide(&self, parent: Ino, name: &[u8], ino: Ino) -> Result<bool> {
+    fn hide(&self, parent: Ino, name: &[u8], ino: Ino, item: &Item) -> Result<bool> {
         let path = self.child_path(parent, name)?;
         let hidden = beside(&path)?;
         match self.pool.ask(|session| session.rename(&path, &hidden)) {
@@ -233,7 +233,7 @@ impl Vfs {
             }
             Err(error) => return Err(error.into()),
         }
-        self.handles.doom(ino);
+        self.handles.doom(ino, item.clone());
         if let Some(hidden) = hidden.name() {
             self.tree().relink((parent, name), (parent, hidden));
         }

@@ -6,7 +6,7 @@
 
 use super::attr::Version;
 use super::error::{Error, Result};
-use super::window::{Plan, Window};
+use super::window::{Plan, TAIL, Window};
 use crate::ftp::{Download, Pool, RemotePath};
 
 /// How often a read that lost its connection is taken up again where it stopped.
@@ -28,8 +28,8 @@ impl Reader {
         Self { version, window: Window::default(), was_opened: false, is_one_stretch: true }
     }
 
-    /// The bytes at `offset`: exactly `length` of them, fewer only at the end of the file. `key`
-    /// is under which the download is parked.
+    /// The bytes at `offset`: exactly `length` of them, fewer only at the end of the file; no
+    /// more than 2 MiB (the kernel asks for 1 MiB at most). The download is parked under `key`.
     pub(crate) fn read(
         &mut self,
         pool: &Pool,
@@ -38,6 +38,9 @@ impl Reader {
         offset: u64,
         length: usize,
     ) -> Result<&[u8]> {
+        if length > TAIL {
+            return Err(Error::Invalid);
+        }
         let mut tries = 0;
         let length = loop {
             let length = self.clip(offset, length);

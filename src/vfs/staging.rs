@@ -106,10 +106,6 @@ impl Staged {
         self.mtime
     }
 
-    pub(crate) fn is_unlinked(&self) -> bool {
-        self.is_unlinked
-    }
-
     /// The server has nothing under this name, refused to have it, and nothing would be lost.
     pub(crate) fn is_refused_and_empty(&self) -> bool {
         self.is_dirty() && self.base.is_none() && self.length == 0 && self.last_error.is_some()

@@ -9,8 +9,8 @@
 /// copy of each byte.
 const CAPACITY: usize = 4 * 1024 * 1024;
 
-/// How much is kept when the room is used up.
-const TAIL: usize = 2 * 1024 * 1024;
+/// How much is kept when the room is used up, and the most that one read can be given.
+pub(crate) const TAIL: usize = 2 * 1024 * 1024;
 
 /// The largest gap that is read through instead of opening a new transfer. A new one costs 3 to 4
 /// round trips, 120 ms and more on a line where that matters; 1 MiB passes in that time at

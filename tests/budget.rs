@@ -1,0 +1,121 @@
+//! The round-trip budget: the commands that each operation sends on a warm session, so that nobody
+//! adds one unseen.
+
+use std::time::Duration;
+
+use crate::drivers::{Direct, Driver, How};
+use crate::support::dialect::Dialect;
+use crate::support::server::Server;
+
+/// The verbs sent while `work` ran.
+fn verbs(server: &Server, work: impl FnOnce()) -> Vec<String> {
+    server.clear_commands();
+    work();
+    let verb = |line: &String| line.split(' ').next().unwrap_or_default().to_owned();
+    server.commands().iter().map(verb).collect()
+}
+
+/// A mount whose only session has logged in, with the root listed.
+fn warm(dialect: Dialect) -> (Server, Direct) {
+    let server = Server::start(dialect);
+    server.put("/dir/file", "content");
+    server.put("/big", vec![b'x'; 2_000_000]);
+    server.put("/small", "content");
+    let fs = Direct::new(&server, 1, Duration::from_secs(600));
+    fs.names(b"").unwrap();
+    (server, fs)
+}
+
+#[test]
+fn a_listed_name_costs_nothing() {
+    let (server, fs) = warm(Dialect::proftpd());
+    let sent = verbs(&server, || {
+        fs.stat(b"small").unwrap();
+        fs.stat(b"absent").unwrap_err();
+        fs.open(b"small", How::READ).unwrap().close().unwrap();
+        fs.names(b"").unwrap();
+    });
+    assert!(sent.is_empty(), "{sent:?}");
+}
+
+#[test]
+fn a_new_directory_costs_one_listing() {
+    let (server, fs) = warm(Dialect::proftpd());
+    assert_eq!(verbs(&server, || drop(fs.names(b"dir").unwrap())), ["EPSV", "MLSD"]);
+    let (server, fs) = warm(Dialect::vsftpd());
+    assert_eq!(verbs(&server, || drop(fs.names(b"dir").unwrap())), ["EPSV", "LIST"]);
+}
+
+#[test]
+fn a_small_file_costs_one_transfer() {
+    for dialect in [Dialect::proftpd(), Dialect::vsftpd()] {
+        let (server, fs) = warm(dialect);
+        let sent = verbs(&server, || assert_eq!(fs.read(b"small").unwrap(), b"content"));
+        assert_eq!(sent, ["EPSV", "RETR"]);
+    }
+}
+
+#[test]
+fn an_offset_costs_one_rest() {
+    let (server, fs) = warm(Dialect::proftpd());
+    let sent = verbs(&server, || {
+        let mut file = fs.open(b"big", How::READ).unwrap();
+        assert_eq!(file.read_at(1_500_000, 10).unwrap(), b"xxxxxxxxxx");
+    });
+    assert_eq!(sent, ["EPSV", "REST", "RETR"]);
+}
+
+#[test]
+fn another_offset_proves_the_version_first() {
+    let (server, fs) = warm(Dialect::proftpd());
+    let sent = verbs(&server, || {
+        let mut file = fs.open(b"big", How::READ).unwrap();
+        file.read_at(1_900_000, 10).unwrap();
+        file.read_at(10, 10).unwrap();
+    });
+    assert_eq!(sent, ["EPSV", "REST", "RETR", "MLST", "EPSV", "REST", "RETR"]);
+}
+
+#[test]
+fn a_new_file_costs_one_transfer() {
+    let (server, fs) = warm(Dialect::proftpd());
+    assert_eq!(verbs(&server, || fs.write(b"new", b"x").unwrap()), ["EPSV", "STOR"]);
+    assert!(verbs(&server, || assert_eq!(fs.stat(b"new").unwrap().size, 1)).is_empty());
+}
+
+#[test]
+fn a_replaced_file_costs_a_rename_more() {
+    let (server, fs) = warm(Dialect::proftpd());
+    let sent = verbs(&server, || fs.write(b"small", b"x").unwrap());
+    assert_eq!(sent, ["EPSV", "STOR", "RNFR", "RNTO"]);
+}
+
+#[test]
+fn names_cost_one_command_each() {
+    let (server, fs) = warm(Dialect::proftpd());
+    assert_eq!(verbs(&server, || fs.mkdir(b"d").unwrap()), ["MKD"]);
+    assert_eq!(verbs(&server, || fs.rename(b"small", b"x").unwrap()), ["RNFR", "RNTO"]);
+    assert_eq!(verbs(&server, || fs.unlink(b"x").unwrap()), ["DELE"]);
+}
+
+#[test]
+fn a_file_not_changed_is_not_sent() {
+    let (server, fs) = warm(Dialect::proftpd());
+    let sent = verbs(&server, || fs.open(b"small", How::UPDATE).unwrap().close().unwrap());
+    assert!(sent.is_empty(), "{sent:?}");
+}
+
+#[test]
+fn a_directory_of_twenty_thousand_files_is_listed_once() {
+    let server = Server::start(Dialect::proftpd());
+    for index in 0..20_000 {
+        server.put(format!("/flat/file-{index:05}"), "");
+    }
+    let fs = Direct::new(&server, 2, Duration::from_secs(600));
+    server.clear_commands();
+    assert_eq!(fs.names(b"flat").unwrap().len(), 20_000);
+    for index in (0..20_000).step_by(97) {
+        fs.stat(format!("flat/file-{index:05}").as_bytes()).unwrap();
+    }
+    assert_eq!(server.count("MLSD"), 2, "the root and the directory");
+}

@@ -1,0 +1,267 @@
+//! What goes wrong on the wire: the caller gets the right answer, and the mount goes on.
+
+use std::time::Duration;
+
+use crate::drivers::{Direct, Driver, Fail, How};
+use crate::support::dialect::{Dialect, Limit};
+use crate::support::faults::{Fault, What};
+use crate::support::server::{PATIENCE, Server};
+
+const LONG: Duration = Duration::from_secs(600);
+
+fn start() -> (Server, Direct) {
+    let server = Server::start(Dialect::proftpd());
+    server.put("/f", vec![b'x'; 1_000_000]);
+    server.put("/dir/g", "g");
+    let fs = Direct::new(&server, 2, LONG);
+    fs.names(b"").unwrap();
+    (server, fs)
+}
+
+/// After any trouble everything works again, without a remount.
+fn assert_healthy(server: &Server, fs: &Direct) {
+    server.clear_faults();
+    server.release();
+    assert_eq!(fs.read(b"dir/g").unwrap(), b"g");
+    fs.write(b"after", b"fine").unwrap();
+    assert_eq!(server.get("/after").unwrap(), b"fine");
+    fs.unlink(b"after").unwrap();
+    let open = fs.vfs.pool().snapshot();
+    assert_eq!(open.leased, 0, "{open:?}");
+}
+
+#[test]
+fn a_connection_that_the_server_closed_is_replaced() {
+    let (server, fs) = start();
+    server.kill_sessions();
+    assert!(server.wait_until(|server| server.sessions_open() == 0, PATIENCE));
+    assert_eq!(fs.names(b"dir").unwrap(), [b"g"]);
+    server.kill_sessions();
+    assert!(server.wait_until(|server| server.sessions_open() == 0, PATIENCE));
+    fs.write(b"new", b"x").unwrap();
+    assert_eq!(server.get("/new").unwrap(), b"x");
+    assert_healthy(&server, &fs);
+}
+
+#[test]
+fn a_listing_cut_short_is_never_the_truth() {
+    let (server, _) = start();
+    for index in 0..200 {
+        server.put(format!("/many/{index}"), "");
+    }
+    let fs = Direct::new(&server, 2, LONG);
+    for what in [What::CutData(1000), What::CutControlAfter(1000), What::ResetAfter(1000)] {
+        server.fault(Fault::always("MLSD", what.clone()));
+        assert_eq!(fs.names(b"many").err(), Some(Fail::Io), "{what:?}");
+        assert_eq!(fs.stat(b"many/199").err(), Some(Fail::Io), "{what:?}: not ENOENT");
+        server.clear_faults();
+    }
+    assert_eq!(fs.names(b"many").unwrap().len(), 200);
+    assert_healthy(&server, &fs);
+}
+
+#[test]
+fn a_refused_listing_is_not_absence() {
+    let (server, fs) = start();
+    server.fault(Fault::always("MLSD", What::Reply(550, "no")));
+    assert_eq!(fs.stat(b"dir/g").err(), Some(Fail::Denied));
+    server.clear_faults();
+    server.fault(Fault::always("MLSD", What::Reply(451, "local error")));
+    assert_eq!(fs.stat(b"dir/g").err(), Some(Fail::Io));
+    assert_healthy(&server, &fs);
+}
+
+#[test]
+fn a_directory_gone_behind_our_back_is_not_found() {
+    let (server, fs) = start();
+    server.remove("/dir");
+    assert_eq!(fs.names(b"dir").err(), Some(Fail::NotFound));
+    server.put("/dir/g", "g");
+    fs.vfs.getattr(ftpfs::vfs::ROOT).unwrap();
+}
+
+#[test]
+fn a_download_cut_in_the_middle_goes_on_where_it_stopped() {
+    for what in
+        [What::CutData(300_000), What::CutControlAfter(300_000), What::ResetAfter(300_000)]
+    {
+        let (server, fs) = start();
+        server.fault_once("RETR", what.clone());
+        assert!(fs.read(b"f").unwrap() == vec![b'x'; 1_000_000], "{what:?}");
+        assert_healthy(&server, &fs);
+    }
+}
+
+#[test]
+fn a_file_changed_between_two_transfers_is_stale_never_mixed() {
+    let (server, fs) = start();
+    server.put("/h", vec![b'1'; 5_000_000]);
+    let fresh = Direct::new(&server, 2, LONG);
+    let mut file = fresh.open(b"h", How::READ).unwrap();
+    assert_eq!(file.read_at(4_900_000, 4).unwrap(), b"1111");
+    server.put("/h", vec![b'2'; 5_000_000]);
+    server.set_mtime("/h", 1_000_000_000);
+    assert_eq!(file.read_at(0, 4).err(), Some(Fail::Stale));
+    drop(file);
+    assert_eq!(fresh.read(b"h").unwrap()[..4], *b"2222");
+    assert_healthy(&server, &fs);
+}
+
+#[test]
+fn a_refused_upload_is_told_to_close_and_the_old_file_stays() {
+    for (code, fail) in [(552, Fail::Quota), (452, Fail::NoSpace), (553, Fail::Denied)] {
+        let (server, fs) = start();
+        server.fault(Fault::always("STOR", What::Reply(code, "no")));
+        assert_eq!(fs.write(b"f", b"new"), Err(fail));
+        assert_eq!(server.get("/f").unwrap().len(), 1_000_000);
+        let pending = fs.vfs.pending();
+        assert_eq!(pending.len(), 1, "it is kept here");
+        assert!(pending[0].error.is_some());
+        server.clear_faults();
+        fs.vfs.drain().unwrap();
+        assert_eq!(server.get("/f").unwrap(), b"new", "and sent when it can be");
+        assert!(fs.vfs.pending().is_empty());
+        assert_healthy(&server, &fs);
+    }
+}
+
+#[test]
+fn an_upload_cut_short_is_sent_again() {
+    for what in [
+        What::CutControlAfter(300_000),
+        What::ResetAfter(300_000),
+        What::LoseReply,
+        What::CutReply(2),
+    ] {
+        let (server, fs) = start();
+        server.fault_once("STOR", what.clone());
+        fs.write(b"new", &vec![b'y'; 700_000]).unwrap();
+        assert!(server.get("/new").unwrap() == vec![b'y'; 700_000], "{what:?}");
+        assert_healthy(&server, &fs);
+    }
+}
+
+#[test]
+fn a_half_written_file_never_replaces_a_good_one() {
+    for what in [What::CutData(300_000), What::CutControlAfter(300_000)] {
+        let (server, fs) = start();
+        server.fault(Fault::always("STOR", what.clone()));
+        assert!(fs.write(b"f", &vec![b'y'; 700_000]).is_err(), "{what:?}");
+        assert!(server.get("/f").unwrap() == vec![b'x'; 1_000_000], "{what:?}");
+        server.clear_faults();
+        fs.vfs.drain().unwrap();
+        assert!(server.get("/f").unwrap() == vec![b'y'; 700_000], "{what:?}");
+        assert_healthy(&server, &fs);
+    }
+}
+
+#[test]
+fn lost_replies_of_names_are_judged_by_a_look() {
+    for what in [What::LoseReply, What::CutReply(2)] {
+        let (server, fs) = start();
+        server.fault_once("MKD", what.clone());
+        fs.mkdir(b"d").unwrap();
+        server.fault_once("RMD", what.clone());
+        fs.rmdir(b"d").unwrap();
+        server.fault_once("DELE", what.clone());
+        fs.unlink(b"f").unwrap();
+        server.fault_once("RNTO", what.clone());
+        fs.rename(b"dir", b"moved").unwrap();
+        assert_eq!(server.names("/"), [b"moved"]);
+        assert_eq!(fs.names(b"").unwrap(), [b"moved"]);
+    }
+}
+
+#[test]
+fn silence_ends_with_the_time_out() {
+    for verb in ["MLSD", "RETR", "STOR", "MKD", "EPSV"] {
+        let (server, fs) = start();
+        server.fault(Fault::always(verb, What::Silence));
+        let result = match verb {
+            "RETR" => fs.read(b"f").map(drop),
+            "STOR" => fs.write(b"new", b"x"),
+            "MKD" => fs.mkdir(b"d"),
+            _ => fs.names(b"dir").map(drop),
+        };
+        assert_eq!(result, Err(Fail::TimedOut), "{verb}");
+        assert_healthy(&server, &fs);
+    }
+}
+
+#[test]
+fn a_stalled_transfer_ends_with_the_time_out() {
+    let (server, fs) = start();
+    server.fault(Fault::always("RETR", What::StallData(1000)));
+    assert_eq!(fs.read(b"f").err(), Some(Fail::TimedOut));
+    assert_healthy(&server, &fs);
+}
+
+#[test]
+fn a_server_that_allows_few_connections_gets_few() {
+    for allowed in [1, 2, 3] {
+        let mut dialect = Dialect::proftpd();
+        dialect.limit = Limit::AtLogin(allowed, 530, "Sorry, the maximum number of clients");
+        let server = Server::start(dialect);
+        for index in 0..20 {
+            server.put(format!("/d{index}/f"), format!("{index}"));
+        }
+        let fs = Direct::new(&server, 8, LONG);
+        std::thread::scope(|scope| {
+            for worker in 0..6 {
+                let fs = &fs;
+                scope.spawn(move || {
+                    for index in 0..20 {
+                        let path = format!("d{}/f", (index + worker * 3) % 20);
+                        let want = format!("{}", (index + worker * 3) % 20);
+                        assert_eq!(fs.read(path.as_bytes()).unwrap(), want.as_bytes());
+                    }
+                    fs.write(format!("w{worker}").as_bytes(), b"written").unwrap();
+                });
+            }
+        });
+        assert_eq!(fs.vfs.pool().snapshot().limit, allowed);
+    }
+}
+
+#[test]
+fn idle_readers_do_not_starve_anybody() {
+    let (server, _) = start();
+    server.put("/h", vec![b'h'; 9_000_000]);
+    let fs = Direct::new(&server, 1, LONG);
+    let mut idle = fs.open(b"h", How::READ).unwrap();
+    idle.read_at(0, 10).unwrap();
+    assert_eq!(fs.vfs.pool().snapshot().parked, 1);
+    assert_eq!(fs.names(b"dir").unwrap(), [b"g"]);
+    assert_eq!(fs.read(b"dir/g").unwrap(), b"g");
+    assert_eq!(idle.read_at(8_000_000, 3).unwrap(), b"hhh");
+    assert_eq!(server.sessions_total(), 2, "the first mount’s, and one that is used again");
+}
+
+#[test]
+fn a_server_that_is_down_fails_fast_and_comes_back() {
+    let (server, fs) = start();
+    server.refuse_connections(true);
+    server.kill_sessions();
+    assert!(server.wait_until(|server| server.sessions_open() == 0, PATIENCE));
+    assert_eq!(fs.names(b"dir").err(), Some(Fail::Io));
+    assert_eq!(fs.names(b"").unwrap().len(), 2, "what is known is still shown");
+    server.refuse_connections(false);
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while fs.names(b"dir").is_err() {
+        assert!(std::time::Instant::now() < deadline, "it never came back");
+        std::thread::yield_now();
+    }
+    assert_healthy(&server, &fs);
+}
+
+#[test]
+fn a_server_without_epsv_is_asked_by_pasv() {
+    let mut dialect = Dialect::proftpd();
+    dialect.epsv = false;
+    let server = Server::start(dialect);
+    server.put("/f", "x");
+    let fs = Direct::new(&server, 1, LONG);
+    assert_eq!(fs.read(b"f").unwrap(), b"x");
+    assert_eq!(server.count("EPSV"), 1, "learnt at the first refusal");
+    assert!(server.count("PASV") >= 2);
+}
