@@ -12,15 +12,17 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    AccessFlags, BackgroundSession, Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType,
-    Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, MountOption,
-    OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
-    Request, Session, SessionACL, TimeOrNow, WriteFlags,
+    AccessFlags, BackgroundSession, Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle,
+    FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
+    LockOwner, MountOption, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
 
 use crate::ftp::Kind;
-use crate::vfs::{self, Access, Attr, Changes, Error, Found, Ino, Mtime, Opened, RenameMode, Vfs, When};
+use crate::vfs::{
+    self, Access, Attr, Changes, Error, Found, Ino, Mtime, Opened, RenameMode, Vfs, When,
+};
 
 /// The largest write request: fewer requests for the same bytes; larger ones bring nothing more.
 const MAX_WRITE: u32 = 1024 * 1024;
@@ -186,8 +188,8 @@ fn attr(attr: &Attr) -> FileAttr {
         uid: attr.uid,
         gid: attr.gid,
         rdev: 0,
-        // st_blksize: what cp and cat read at a time.
-        blksize: 128 * 1024,
+        // st_blksize: what cp and cat read and write at a time; the largest write request.
+        blksize: MAX_WRITE,
         flags: 0,
     }
 }
@@ -667,7 +669,8 @@ impl Filesystem for Kernel {
     fn listxattr(&self, _request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
         let names = self.run("listxattr", |vfs| vfs.listxattr(ino(number)));
         // Each name ends with a NUL (listxattr(2)).
-        let list = names.map(|names| names.into_iter().flat_map(|n| (n + "\0").into_bytes()).collect());
+        let list =
+            names.map(|names| names.into_iter().flat_map(|n| (n + "\0").into_bytes()).collect());
         xattr_reply(list, size, reply);
     }
 

@@ -23,4 +23,4 @@ pub use path::{BadName, RemotePath, check_name};
 pub use pool::{Pool, PoolSnapshot};
 pub use secret::Secret;
 pub use session::{Session, Stat};
-pub use transfer::Download;
+pub use transfer::{Download, Upload};

@@ -153,13 +153,28 @@ impl Pool {
     /// Stores the first `length` bytes of `file`; Ok means that the server confirmed them. A
     /// broken transfer is sent again from its beginning, once.
     pub fn upload(&self, path: &RemotePath, file: &File, length: u64) -> Result<(), Error> {
-        match Upload::open(self.lease()?, path).and_then(|upload| upload.send(file, length)) {
+        let send = |age| {
+            let mut upload = Upload::open(self.shared.lease(age)?, path)?;
+            upload.send(file, 0, length)?;
+            upload.finish()
+        };
+        match send(Age::Any) {
             Err(error) if error.lost_session() => {
                 log::warn!("upload of {path}: {error}; once more from the beginning");
-                Upload::open(self.shared.lease(Age::Fresh)?, path)?.send(file, length)
+                send(Age::Fresh)
             }
             result => result,
         }
+    }
+
+    /// Begins an upload whose bytes are still being made.
+    pub fn begin_upload(&self, path: &RemotePath) -> Result<Upload, Error> {
+        Upload::open(self.lease()?, path)
+    }
+
+    /// Does anybody wait for a connection?
+    pub fn is_wanted(&self) -> bool {
+        !lock(&self.shared.state).waiting.is_empty()
     }
 
     /// Keeps a half-read download for the handle until it reads on or somebody needs its
@@ -167,7 +182,11 @@ impl Pool {
     pub fn park(&self, handle: u64, download: Download) {
         let replaced = {
             let mut state = lock(&self.shared.state);
-            if state.closed { Some((handle, download)) } else { state.parked.push(handle, download) }
+            if state.closed {
+                Some((handle, download))
+            } else {
+                state.parked.push(handle, download)
+            }
         };
         drop(replaced);
         self.shared.changed.notify_all();

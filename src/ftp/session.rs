@@ -554,9 +554,8 @@ mod tests {
 
     #[test]
     fn the_argument_of_a_reply() {
-        let argument = |text: &[u8]| {
-            reply_argument(&Reply::parse(text.to_vec())).map(<[u8]>::to_vec)
-        };
+        let argument =
+            |text: &[u8]| reply_argument(&Reply::parse(text.to_vec())).map(<[u8]>::to_vec);
         assert_eq!(argument(b"213 1048576\r\n"), Some(b"1048576".to_vec()));
         assert_eq!(argument(b"213\r\n"), None);
         assert_eq!(argument(b""), None);

@@ -1,9 +1,8 @@
 //! A session together with its open data connection.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom};
 use std::net::TcpStream;
-use std::os::unix::fs::FileExt;
 
 use socket2::{Domain, SockRef, Socket, Type};
 use suppaftp::DataStream;
@@ -12,9 +11,9 @@ use super::error::Error;
 use super::path::RemotePath;
 use super::session::{Data, Session};
 
-/// How much of a staged file is read and sent at a time: large enough that the cost of a call is
-/// nothing beside the copy, small enough to stay in the second-level cache.
-const UPLOAD_BLOCK: usize = 256 * 1024;
+/// How much is sent between two notes of progress: 30 s for it would be 140 kB/s, and slower lines
+/// move some bytes in that time too, which the socket's own deadline sees.
+const UPLOAD_BLOCK: u64 = 4 * 1024 * 1024;
 
 /// A RETR under way.
 pub struct Download {
@@ -73,15 +72,9 @@ impl Download {
     /// that the server stops sending; it answers 426, which is read like any other reply.
     pub fn leave(self, at_end: bool) {
         let Self { mut session, mut data, .. } = self;
-        if !at_end {
-            match Socket::new(Domain::IPV4, Type::STREAM, None) {
-                Ok(stand_in) => {
-                    let stand_in = DataStream::Tcp(TcpStream::from(stand_in));
-                    drop(std::mem::replace(data.get_mut(), stand_in));
-                }
-                // Without a descriptor to spare the session is given up.
-                Err(_) => return session.shut(),
-            }
+        if !at_end && !close_early(&mut data) {
+            // Without a descriptor to spare the session is given up.
+            return session.shut();
         }
         session.owe(data);
         session.give_back();
@@ -89,16 +82,16 @@ impl Download {
 }
 
 /// A STOR under way.
-pub(crate) struct Upload {
-    session: Session,
-    data: Data,
+pub struct Upload {
+    /// `None` once the transfer has ended, one way or another.
+    under_way: Option<(Session, Data)>,
 }
 
 impl Upload {
     /// STOR. After a refusal the session is back in the pool.
     pub(crate) fn open(mut session: Session, path: &RemotePath) -> Result<Self, Error> {
         match session.open_data(&format!("STOR {}", path.to_wire()), 0) {
-            Ok(data) => Ok(Self { session, data }),
+            Ok(data) => Ok(Self { under_way: Some((session, data)) }),
             Err(error) => {
                 if error.leaves_session_usable() {
                     session.give_back();
@@ -108,44 +101,98 @@ impl Upload {
         }
     }
 
-    /// Sends the first `length` bytes of `file` and waits for the server to confirm them.
-    pub(crate) fn send(mut self, file: &File, length: u64) -> Result<(), Error> {
-        if let Err(error) = self.send_blocks(file, length) {
-            return self.give_up(error);
-        }
-        let Self { session, data } = self;
-        complete(session, data)
+    /// Sends `length` bytes of `file` from `offset` on. An error is the server's reason where it
+    /// gave one (452, 552): that is worth more than “broken pipe”.
+    pub fn send(&mut self, file: &File, offset: u64, length: u64) -> Result<(), Error> {
+        self.send_blocks(file, offset, length).map_err(|error| self.reason(error))
     }
 
-    fn send_blocks(&mut self, file: &File, length: u64) -> Result<(), Error> {
-        let mut block = vec![0; UPLOAD_BLOCK];
-        let mut offset = 0;
-        while offset < length {
-            let want = block.len().min(usize::try_from(length - offset).unwrap_or(usize::MAX));
-            let part = block.get_mut(..want).unwrap_or_default();
-            file.read_exact_at(part, offset).map_err(Error::Broken)?;
-            self.data.write_all(part).map_err(|error| Error::from_io(error, "room to send"))?;
-            offset += want as u64;
-            self.session.note_progress();
+    fn send_blocks(&mut self, mut file: &File, offset: u64, length: u64) -> Result<(), Error> {
+        file.seek(SeekFrom::Start(offset)).map_err(Error::Broken)?;
+        let mut left = length;
+        while left > 0 {
+            let part = left.min(UPLOAD_BLOCK);
+            let Some((session, data)) = &self.under_way else {
+                return Err(Error::Broken(std::io::ErrorKind::NotConnected.into()));
+            };
+            let DataStream::Tcp(socket) = data.get_ref() else {
+                return Err(Error::Broken(std::io::ErrorKind::Unsupported.into()));
+            };
+            // File to socket: the standard library uses sendfile(2), no copy through here.
+            let sent = std::io::copy(&mut file.take(part), &mut &*socket)
+                .map_err(|error| Error::from_io(error, "room to send"))?;
+            if sent < part {
+                return Err(Error::Broken(std::io::ErrorKind::UnexpectedEof.into()));
+            }
+            left -= part;
+            session.note_progress();
         }
-        self.data.flush().map_err(|error| Error::from_io(error, "room to send"))
+        Ok(())
     }
 
-    /// The data connection failed. The server usually says why (452, 552, 426), and its reason is
-    /// worth more than “broken pipe”.
-    fn give_up(self, error: Error) -> Result<(), Error> {
-        let Self { session, data } = self;
-        // A reset instead of a proper end: the server must not take the part for the whole.
-        let socket = SockRef::from(data.get_ref().get_ref());
-        let _ = socket.set_linger(Some(std::time::Duration::ZERO));
+    /// The data connection failed. The server usually says why on the other one.
+    fn reason(&mut self, error: Error) -> Error {
         if !error.lost_session() {
-            session.shut();
-            return Err(error);
+            return error;
         }
+        let Some((session, data)) = self.under_way.take() else { return error };
+        reset(&data);
         match complete(session, data) {
-            Err(Error::Refused(reply)) => Err(Error::Refused(reply)),
-            _ => Err(error),
+            Err(Error::Refused(reply)) => Error::Refused(reply),
+            _ => error,
         }
+    }
+
+    /// Everything was sent: waits for the server to confirm it.
+    pub fn finish(mut self) -> Result<(), Error> {
+        match self.under_way.take() {
+            Some((session, data)) => complete(session, data),
+            None => Err(Error::Broken(std::io::ErrorKind::NotConnected.into())),
+        }
+    }
+
+    /// What was sent is not wanted. The session returns to the pool, owing the reply.
+    pub fn abort(mut self) {
+        if let Some((mut session, mut data)) = self.under_way.take() {
+            reset(&data);
+            if close_early(&mut data) {
+                session.owe(data);
+                session.give_back();
+            } else {
+                session.shut();
+            }
+        }
+    }
+}
+
+impl Drop for Upload {
+    /// After an error: a reset instead of a proper end, as the server must not take the part for
+    /// the whole.
+    fn drop(&mut self) {
+        if let Some((session, data)) = &self.under_way {
+            reset(data);
+            session.shut();
+        }
+    }
+}
+
+/// Closing the data connection sends a reset from now on.
+fn reset(data: &Data) {
+    let socket = SockRef::from(data.get_ref().get_ref());
+    // Fails only when the connection is gone already.
+    let _ = socket.set_linger(Some(std::time::Duration::ZERO));
+}
+
+/// Closes the data connection although the transfer goes on, by putting another socket in its
+/// place: suppaftp would wait for the reply. False without a descriptor to spare.
+fn close_early(data: &mut Data) -> bool {
+    match Socket::new(Domain::IPV4, Type::STREAM, None) {
+        Ok(stand_in) => {
+            let stand_in = DataStream::Tcp(TcpStream::from(stand_in));
+            drop(std::mem::replace(data.get_mut(), stand_in));
+            true
+        }
+        Err(_) => false,
     }
 }
 

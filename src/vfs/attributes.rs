@@ -34,7 +34,8 @@ impl Vfs {
     pub fn setattr(&self, ino: Ino, changes: &Changes) -> Result<Found> {
         self.require_writable()?;
         let stranger = |wanted: Option<u32>, shown: u32| wanted.is_some_and(|id| id != shown);
-        let gives_away = stranger(changes.uid, self.options.uid) || stranger(changes.gid, self.options.gid);
+        let gives_away =
+            stranger(changes.uid, self.options.uid) || stranger(changes.gid, self.options.gid);
         if gives_away && self.options.strict_owner {
             return Err(Error::NotOwner);
         }

@@ -228,8 +228,7 @@ pub(crate) struct Fresh {
 
 impl DirCache {
     pub(crate) fn new(ttl: Duration, patience: Duration) -> Self {
-        let state =
-            State { listings: LruCache::unbounded(), loading: HashMap::new(), entries: 0 };
+        let state = State { listings: LruCache::unbounded(), loading: HashMap::new(), entries: 0 };
         Self { ttl, patience, state: Mutex::new(state), loaded: Condvar::new() }
     }
 
@@ -344,8 +343,7 @@ impl State {
         let cached = self.listings.get(&directory)?;
         let until = cached.begun? + ttl;
         let begun_after = cached.begun? >= now;
-        (now < until || begun_after)
-            .then(|| Fresh { listing: Arc::clone(&cached.listing), until })
+        (now < until || begun_after).then(|| Fresh { listing: Arc::clone(&cached.listing), until })
     }
 
     fn take(&mut self, directory: Ino) -> Option<Cached> {
@@ -529,7 +527,8 @@ mod tests {
     #[test]
     fn memory_is_bounded_by_the_number_of_entries() {
         let cache = cache(Duration::from_secs(10));
-        let many = || (0..MAX_ENTRIES / 2 + 1).map(|i| entry(&i.to_string(), 1)).collect::<Vec<_>>();
+        let many =
+            || (0..MAX_ENTRIES / 2 + 1).map(|i| entry(&i.to_string(), 1)).collect::<Vec<_>>();
         for directory in 0..3 {
             cache.listing(Ino(directory), Instant::now(), || Ok(many())).unwrap();
         }

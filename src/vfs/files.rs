@@ -139,7 +139,12 @@ impl Vfs {
             staged.fill(&self.pool, &path)?;
         }
         let offset = if file.access.append { staged.length() } else { offset };
-        staged.write_at(offset, bytes)
+        staged.write_at(offset, bytes)?;
+        if staged.wants_sender() {
+            let path = self.path(file.ino)?;
+            staged.send_ahead(&self.pool, &path);
+        }
+        Ok(())
     }
 
     /// Somebody closes a descriptor of the file: everything written must be on the server, or the
@@ -308,4 +313,3 @@ pub(super) fn new_item(name: &[u8], mode: u16) -> Item {
 pub(super) fn now_stamp() -> Timestamp {
     Timestamp { seconds: now_mtime().seconds, nanos: 0, precision: Precision::Second }
 }
-

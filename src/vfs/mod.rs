@@ -16,6 +16,7 @@ mod files;
 mod handles;
 mod names;
 mod reader;
+mod sender;
 mod staging;
 mod tree;
 mod window;
@@ -254,7 +255,11 @@ impl Vfs {
                 Ok(staged) => (staged.length(), staged.last_error().map(ToOwned::to_owned)),
                 Err(_) => (0, None),
             };
-            pending.push(Pending { path: path.unwrap_or_else(|_| "(removed)".into()), bytes, error });
+            pending.push(Pending {
+                path: path.unwrap_or_else(|_| "(removed)".into()),
+                bytes,
+                error,
+            });
         }
         pending
     }

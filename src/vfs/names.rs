@@ -132,12 +132,7 @@ impl Vfs {
     }
 
     /// Moves a file or directory, over an existing target if the mode and POSIX allow.
-    pub fn rename(
-        &self,
-        from: (Ino, &[u8]),
-        to: (Ino, &[u8]),
-        mode: RenameMode,
-    ) -> Result<()> {
+    pub fn rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), mode: RenameMode) -> Result<()> {
         let item = self.require_present(from.0, from.1)?;
         ftp::check_name(to.1)?;
         let target = self.listing(to.0, Instant::now())?.listing.get(to.1).cloned();
@@ -158,7 +153,8 @@ impl Vfs {
         if let Some(target) = &target {
             self.clear_target(&item, to, target)?;
         }
-        let (source, destination) = (self.child_path(from.0, from.1)?, self.child_path(to.0, to.1)?);
+        let (source, destination) =
+            (self.child_path(from.0, from.1)?, self.child_path(to.0, to.1)?);
         let over_file = target.as_ref().is_some_and(|item| item.entry.kind != Kind::Directory);
         self.move_on_server(from, to, &source, &destination, over_file)?;
         self.tree().relink(from, to);

@@ -7,17 +7,23 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use tempfile::NamedTempFile;
 
 use super::attr::Version;
 use super::error::{Error, Result};
+use super::sender::Sender;
 use crate::ftp::{self, Pool, RemotePath, Timestamp};
 
 /// From this size on the server is asked (SIZE, one round trip) whether it has every byte: the
 /// round trip is small beside the transfer. Below it 226 must do.
 const CHECK_SIZE_FROM: u64 = 1024 * 1024;
+
+/// From this size on a new file is sent while it is still being written. Below it, sending takes
+/// about as long as the round trips that a sender costs more (RNFR, RNTO).
+const SEND_AHEAD_FROM: u64 = 1024 * 1024;
 
 /// The block in which an existing file is fetched: two of the kernel's read-ahead windows.
 const FETCH_BLOCK: usize = 256 * 1024;
@@ -41,6 +47,12 @@ pub(crate) struct Staged {
     mtime: Option<Timestamp>,
     mode: Option<u16>,
     last_error: Option<String>,
+    /// Every byte was written at the end, from an empty file on: what is there will hardly change.
+    is_sequential: bool,
+    /// Sends what is there while more is written.
+    sender: Option<Sender>,
+    /// A sender was started for this content; one that gave up is not replaced.
+    had_sender: bool,
 }
 
 /// What a commit changed on the server.
@@ -81,6 +93,9 @@ impl Staged {
             mtime: None,
             mode: None,
             last_error: None,
+            is_sequential: true,
+            sender: None,
+            had_sender: false,
         })
     }
 
@@ -115,6 +130,7 @@ impl Staged {
     pub(crate) fn unlink(&mut self) {
         self.is_unlinked = true;
         self.base = None;
+        self.stop_sender();
     }
 
     /// Up to `length` bytes at `offset`; fewer only at the end.
@@ -127,17 +143,50 @@ impl Staged {
 
     /// Writes at `offset`, with zeros before it if the file was shorter (pwrite(2)).
     pub(crate) fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        if offset != self.length {
+            self.stop_sender();
+        }
         self.local().write_all_at(bytes, offset)?;
         self.length = self.length.max(offset + bytes.len() as u64);
         self.touch();
+        if let Some(sender) = &self.sender {
+            sender.advance(self.length);
+        }
         Ok(())
+    }
+
+    /// Is it time to begin sending, before the writer is done?
+    pub(crate) fn wants_sender(&self) -> bool {
+        self.is_sequential && !self.had_sender && self.length >= SEND_AHEAD_FROM
+    }
+
+    /// Begins to send to a name beside `path`. Failing costs nothing: the commit sends everything.
+    pub(crate) fn send_ahead(&mut self, pool: &Arc<Pool>, path: &RemotePath) {
+        self.had_sender = true;
+        let started = beside(path)
+            .and_then(|beside| Ok(Sender::start(pool, beside, self.file.reopen()?, self.length)?));
+        match started {
+            Ok(sender) => self.sender = Some(sender),
+            Err(error) => log::info!("{path} is sent when it is closed: {error}"),
+        }
+    }
+
+    /// Something before the end changes: what was sent is worth nothing.
+    fn stop_sender(&mut self) {
+        self.is_sequential = false;
+        self.sender = None;
     }
 
     /// Cuts the file, or lengthens it with zeros.
     pub(crate) fn truncate(&mut self, length: u64) -> Result<()> {
+        self.stop_sender();
         self.local().set_len(length)?;
         self.length = length;
         self.is_filled = true;
+        if length == 0 {
+            self.is_sequential = true;
+            self.had_sender = false;
+        }
         self.touch();
         Ok(())
     }
@@ -181,6 +230,7 @@ impl Staged {
         download.finish()?;
         self.length = length;
         self.is_filled = true;
+        self.is_sequential = false;
         Ok(())
     }
 
@@ -198,7 +248,13 @@ impl Staged {
         self.set_attributes(pool, path).map(Some)
     }
 
-    fn send(&self, pool: &Pool, path: &RemotePath) -> Result<()> {
+    fn send(&mut self, pool: &Pool, path: &RemotePath) -> Result<()> {
+        if let Some(sender) = self.sender.take() {
+            match self.finish_sender(pool, path, sender) {
+                Ok(()) => return Ok(()),
+                Err(error) => log::info!("{path} is sent again from its beginning: {error}"),
+            }
+        }
         if self.base.is_none() {
             return self.store(pool, path);
         }
@@ -218,9 +274,24 @@ impl Staged {
         replace(pool, &beside, path).inspect_err(|_| remove_quietly(pool, &beside))
     }
 
+    /// What was sent ahead becomes the file. The writer may go on after this (fsync): what is added
+    /// then is sent with everything before it.
+    fn finish_sender(&mut self, pool: &Pool, path: &RemotePath, sender: Sender) -> Result<()> {
+        self.is_sequential = false;
+        let beside = sender.path().clone();
+        sender.finish(self.length)?;
+        self.check_size(pool, &beside)
+            .and_then(|()| replace(pool, &beside, path))
+            .inspect_err(|_| remove_quietly(pool, &beside))
+    }
+
     /// STOR, and for a large file the question whether all of it arrived.
     fn store(&self, pool: &Pool, path: &RemotePath) -> Result<()> {
         pool.upload(path, self.local(), self.length)?;
+        self.check_size(pool, path)
+    }
+
+    fn check_size(&self, pool: &Pool, path: &RemotePath) -> Result<()> {
         if self.length < CHECK_SIZE_FROM {
             return Ok(());
         }

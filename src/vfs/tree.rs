@@ -36,7 +36,8 @@ pub(crate) struct Tree {
 
 impl Tree {
     pub(crate) fn new() -> Self {
-        let root = Node { parent: ROOT, name: Arc::from(&b""[..]), lookups: 1, pins: 1, linked: true };
+        let root =
+            Node { parent: ROOT, name: Arc::from(&b""[..]), lookups: 1, pins: 1, linked: true };
         Self { nodes: HashMap::from([(ROOT, root)]), names: HashMap::new(), next: ROOT.0 + 1 }
     }
 
