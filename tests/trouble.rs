@@ -82,8 +82,7 @@ fn a_directory_gone_behind_our_back_is_not_found() {
 
 #[test]
 fn a_download_cut_in_the_middle_goes_on_where_it_stopped() {
-    for what in
-        [What::CutData(300_000), What::CutControlAfter(300_000), What::ResetAfter(300_000)]
+    for what in [What::CutData(300_000), What::CutControlAfter(300_000), What::ResetAfter(300_000)]
     {
         let (server, fs) = start();
         server.fault_once("RETR", what.clone());

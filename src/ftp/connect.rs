@@ -143,7 +143,8 @@ impl Connector {
 
     /// USER, PASS and ACCT (RFC 959 §5.4), each only as far as the server asks.
     fn login(&self, session: &mut Session) -> Result<(), Error> {
-        let mut reply = session.command(&format!("USER {}", to_wire(self.target.user.as_bytes())))?;
+        let mut reply =
+            session.command(&format!("USER {}", to_wire(self.target.user.as_bytes())))?;
         if reply.code == 331 {
             reply = session.command(&format!("PASS {}", to_wire(self.target.password.expose())))?;
         }
@@ -267,8 +268,18 @@ fn no_directory(error: Error) -> Error {
 /// needs to be said. `line` is the FEAT line in capitals.
 fn missing_facts(line: &str) -> Option<String> {
     const USED: [&str; 12] = [
-        "TYPE", "SIZE", "MODIFY", "PERM", "UNIQUE", "UNIX.MODE", "UNIX.OWNER", "UNIX.GROUP",
-        "UNIX.OWNERNAME", "UNIX.GROUPNAME", "SIZD", "MEDIA-TYPE",
+        "TYPE",
+        "SIZE",
+        "MODIFY",
+        "PERM",
+        "UNIQUE",
+        "UNIX.MODE",
+        "UNIX.OWNER",
+        "UNIX.GROUP",
+        "UNIX.OWNERNAME",
+        "UNIX.GROUPNAME",
+        "SIZD",
+        "MEDIA-TYPE",
     ];
     let offered: Vec<(&str, bool)> = line
         .strip_prefix("MLST ")?

@@ -142,9 +142,7 @@ impl Error {
     pub(crate) fn from_suppaftp(error: FtpError) -> Self {
         match error {
             FtpError::ConnectionError(cause) => Self::from_io(cause, "a reply"),
-            FtpError::UnexpectedResponse(response) => {
-                Self::from_reply(Reply::parse(response.body))
-            }
+            FtpError::UnexpectedResponse(response) => Self::from_reply(Reply::parse(response.body)),
             other => Self::Broken(io::Error::new(io::ErrorKind::InvalidData, other.to_string())),
         }
     }
@@ -214,7 +212,8 @@ mod tests {
         ] {
             assert!(Reply::parse(text.as_bytes().to_vec()).is_too_many(), "{text}");
         }
-        for text in ["530 Login incorrect.", "530 Login authentication failed", "550 No such file"] {
+        for text in ["530 Login incorrect.", "530 Login authentication failed", "550 No such file"]
+        {
             assert!(!Reply::parse(text.as_bytes().to_vec()).is_too_many(), "{text}");
         }
     }

@@ -177,7 +177,9 @@ mod tests {
     #[test]
     fn feat_decides_what_is_tried() {
         let server = Server::new();
-        server.learn_features(b"211-Features:\r\n MDTM\r\n MLST type*;size*;\r\n UTF8\r\n211 End\r\n");
+        server.learn_features(
+            b"211-Features:\r\n MDTM\r\n MLST type*;size*;\r\n UTF8\r\n211 End\r\n",
+        );
         assert_eq!(server.verdict(Habit::Mlsd), Verdict::Yes);
         assert_eq!(server.verdict(Habit::Mfmt), Verdict::No);
         assert!(server.offers("UTF8") && !server.offers("TVFS"));
