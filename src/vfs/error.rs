@@ -58,6 +58,9 @@ impl From<ftp::Error> for Error {
             ftp::Error::Refused(reply) => match reply.code {
                 452 => Self::NoSpace(text),
                 552 => Self::Quota(text),
+                // A name that the server cannot take: pyftpdlib 2 says “501 Can't decode
+                // command.” to what is not UTF-8.
+                501 => Self::BadName(text),
                 530 | 532 | 534 | 550 | 553 => Self::Denied(text),
                 _ => Self::Io(text),
             },
