@@ -30,6 +30,8 @@ pub(crate) enum Habit {
     SiteSymlink,
     /// Renames over an existing file; IIS and FileZilla Server refuse.
     RenameOver,
+    /// Begins a transfer at an offset (REST, RFC 3659 §5).
+    Rest,
     /// Answers SIZE (RFC 3659 §4).
     Size,
     /// Answers MDTM (RFC 3659 §3).

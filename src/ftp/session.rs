@@ -78,6 +78,10 @@ impl Session {
         Self { client, control, owed: None, server, data_named, slot }
     }
 
+    pub(crate) fn server(&self) -> &Server {
+        &self.server
+    }
+
     /// Back to the pool. Only for a session whose last reply was read, or is `owed`.
     pub(crate) fn give_back(self) {
         let pool = self.slot.pool();

@@ -11,6 +11,7 @@ use suppaftp::DataStream;
 
 use super::error::Error;
 use super::path::RemotePath;
+use super::server::{Habit, Verdict};
 use super::session::{Data, Session};
 
 /// How much is handed to the kernel at a time: four of the largest write requests, so that the
@@ -35,15 +36,33 @@ impl Download {
         path: &RemotePath,
         offset: u64,
     ) -> Result<Self, Error> {
-        match session.open_data(&format!("RETR {}", path.to_wire()), offset) {
-            Ok(data) => Ok(Self { session, data, position: offset }),
-            Err(error) => {
-                if error.leaves_session_usable() {
-                    session.give_back();
+        let command = format!("RETR {}", path.to_wire());
+        if offset > 0 && session.server().may(Habit::Rest) {
+            match session.open_data(&command, offset) {
+                Err(Error::Refused(reply)) if reply.is_unknown_command() => {
+                    session.server().learn(Habit::Rest, Verdict::No);
                 }
-                Err(error)
+                Ok(data) => return Ok(Self { session, data, position: offset }),
+                Err(error) => return Err(lose_or_give_back(session, error)),
             }
         }
+        // From the beginning; without REST what is before the offset is read and thrown away.
+        match session.open_data(&command, 0) {
+            Ok(data) => Self { session, data, position: 0 }.skip_to(offset),
+            Err(error) => Err(lose_or_give_back(session, error)),
+        }
+    }
+
+    fn skip_to(mut self, offset: u64) -> Result<Self, Error> {
+        let mut block = vec![0; COPY_BLOCK];
+        while self.position < offset {
+            let left = usize::try_from(offset - self.position).unwrap_or(usize::MAX);
+            let part = block.len().min(left);
+            if self.read(block.get_mut(..part).unwrap_or_default())? == 0 {
+                break;
+            }
+        }
+        Ok(self)
     }
 
     /// The offset of the next byte.
@@ -97,12 +116,7 @@ impl Upload {
     pub(crate) fn open(mut session: Session, path: &RemotePath) -> Result<Self, Error> {
         match session.open_data(&format!("STOR {}", path.to_wire()), 0) {
             Ok(data) => Ok(Self { under_way: Some((session, data)) }),
-            Err(error) => {
-                if error.leaves_session_usable() {
-                    session.give_back();
-                }
-                Err(error)
-            }
+            Err(error) => Err(lose_or_give_back(session, error)),
         }
     }
 
@@ -170,6 +184,14 @@ impl Drop for Upload {
             session.shut();
         }
     }
+}
+
+/// After a failed command: the session returns to the pool if it is in step.
+fn lose_or_give_back(session: Session, error: Error) -> Error {
+    if error.leaves_session_usable() {
+        session.give_back();
+    }
+    error
 }
 
 /// Sends up to `length` bytes from `offset` on; how many it were.
