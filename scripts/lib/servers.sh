@@ -1,0 +1,181 @@
+# Sourced: real FTP servers on unprivileged loopback ports, each serving one directory to the user
+# `user` with the password `password`.
+#
+#   install_servers                    once; Debian's packages of them conflict, so they are unpacked
+#                                      side by side and never installed
+#   start_server NAME DIR PORT         NAME: vsftpd proftpd pureftpd pyftpdlib
+#   stop_servers                       those that were started by this shell
+#
+# shellcheck shell=bash
+# shellcheck source=common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+SERVERS="vsftpd proftpd pureftpd pyftpdlib"
+SERVER_DIR=$CACHE_DIR/servers
+SERVER_PIDS=()
+# The owner of what is served. Not nobody: vsftpd 3.0.3 enters the home first, and that has none.
+SERVER_USER=daemon
+PAM_FILE=/etc/pam.d/ftpfs-test
+
+install_servers() {
+  packages python3 python3-venv openssl binutils || return 1
+  if [ ! -x "$SERVER_DIR/usr/sbin/pure-ftpd" ]; then
+    update_lists || return 1
+    mkdir -p "$CACHE_DIR/packages" "$SERVER_DIR"
+    local name
+    for name in vsftpd proftpd-core pure-ftpd pure-ftpd-common; do
+      (cd "$CACHE_DIR/packages" && apt-get download -qq "$name" 2>/dev/null) || return 1
+      dpkg -x "$CACHE_DIR"/packages/"$name"_*.deb "$SERVER_DIR" || return 1
+    done
+  fi
+  install_libraries || return 1
+  if [ ! -x "$CACHE_DIR/venv/bin/python" ]; then
+    python3 -m venv "$CACHE_DIR/venv" && "$CACHE_DIR/venv/bin/pip" -q install pyftpdlib==2.0.1 || return 1
+  fi
+}
+
+# The libraries that the unpacked servers lack, by the packages they depend on.
+install_libraries() {
+  local server lacking=()
+  for server in vsftpd proftpd pure-ftpd; do
+    ldd "$SERVER_DIR/usr/sbin/$server" | grep -q 'not found' && lacking+=("$server")
+  done
+  [ ${#lacking[@]} = 0 ] && return 0
+  local depends
+  depends=$(for deb in "$CACHE_DIR"/packages/*.deb; do dpkg-deb -f "$deb" Depends Pre-Depends; done |
+    sed 's/^[A-Za-z-]*: //' | tr ',' '\n' | sed 's/|.*//; s/([^)]*)//g; s/[[:space:]]//g' |
+    grep -E '^lib' | grep -v '^libpam-runtime' | sort -u)
+  # shellcheck disable=SC2086
+  packages $depends
+}
+
+start_server() {
+  local name=$1 dir=$2 port=$3 run
+  run=$(mktemp -d "$CACHE_DIR/run-$name-XXXXXX")
+  as_root chown "$SERVER_USER" "$dir"
+  as_root chmod 755 "$dir"
+  "start_$name" "$dir" "$port" "$run" || return 1
+  wait_for 20 port_answers "$port" && return 0
+  echo "$name did not start:" >&2
+  tail -n 20 "$run/log" >&2
+  return 1
+}
+
+launch() {
+  local run=$1; shift
+  setsid "${SUDO[@]}" "$@" >"$run/log" 2>&1 </dev/null &
+  SERVER_PIDS+=($!)
+}
+
+start_vsftpd() {
+  # vsftpd asks PAM, which reads its services from one place only. Everybody is mapped to a user
+  # without rights, with any password: this server is on loopback and ends with the test.
+  printf 'auth required pam_permit.so\naccount required pam_permit.so\nsession required pam_permit.so\n' |
+    as_root tee "$PAM_FILE" >/dev/null
+  mkdir -p "$3/empty"
+  cat >"$3/conf" <<C
+listen=YES
+listen_address=127.0.0.1
+listen_port=$2
+background=NO
+anonymous_enable=NO
+local_enable=YES
+guest_enable=YES
+guest_username=$SERVER_USER
+virtual_use_local_privs=YES
+write_enable=YES
+local_umask=022
+local_root=$1
+chroot_local_user=YES
+allow_writeable_chroot=YES
+pam_service_name=$(basename "$PAM_FILE")
+secure_chroot_dir=$3/empty
+max_clients=0
+max_per_ip=${MAX_PER_IP:-0}
+seccomp_sandbox=NO
+xferlog_enable=NO
+C
+  chmod 700 "$3"; as_root chown root "$3/conf"
+  launch "$3" "$SERVER_DIR/usr/sbin/vsftpd" "$3/conf"
+}
+
+start_proftpd() {
+  local uid gid
+  uid=$(id -u $SERVER_USER); gid=$(id -g $SERVER_USER)
+  printf 'user:%s:%s:%s::%s:/bin/false\n' "$(openssl passwd -1 password)" "$uid" "$gid" "$1" >"$3/passwd"
+  printf 'group:x:%s:\n' "$gid" >"$3/group"
+  chmod 600 "$3/passwd" "$3/group"
+  cat >"$3/conf" <<C
+ModulePath $SERVER_DIR/usr/lib/proftpd
+ServerName test
+ServerType standalone
+DefaultAddress 127.0.0.1
+Port $2
+UseIPv6 off
+UseReverseDNS off
+DefaultServer on
+PidFile $3/pid
+ScoreboardFile $3/scoreboard
+DelayEngine off
+AuthOrder mod_auth_file.c
+AuthUserFile $3/passwd
+AuthGroupFile $3/group
+RequireValidShell off
+UseFtpUsers off
+User $SERVER_USER
+Group $(id -gn $SERVER_USER)
+Umask 022 022
+DefaultRoot $1
+AllowOverwrite on
+AllowStoreRestart on
+AllowRetrieveRestart on
+MaxInstances 100
+TransferLog none
+WtmpLog off
+SystemLog $3/system.log
+${MAX_PER_IP:+MaxClientsPerHost $MAX_PER_IP}
+C
+  launch "$3" "$SERVER_DIR/usr/sbin/proftpd" -n -q -c "$3/conf"
+}
+
+start_pureftpd() {
+  (echo password; echo password) | "$SERVER_DIR/usr/bin/pure-pw" useradd user -f "$3/passwd" \
+    -u "$(id -u $SERVER_USER)" -g "$(id -g $SERVER_USER)" -d "$1" -m -F "$3/pdb" >/dev/null || return 1
+  launch "$3" "$SERVER_DIR/usr/sbin/pure-ftpd" -S "127.0.0.1,$2" -l "puredb:$3/pdb" -A -E -H \
+    -u 1 -c 100 -C "${MAX_PER_IP:-100}" -U 133:022
+}
+
+start_pyftpdlib() {
+  cat >"$3/serve.py" <<'P'
+import os, pwd, sys
+from pyftpdlib.authorizers import DummyAuthorizer
+from pyftpdlib.handlers import FTPHandler
+from pyftpdlib.servers import ThreadedFTPServer
+
+root, port, user, limit = sys.argv[1], int(sys.argv[2]), pwd.getpwnam(sys.argv[3]), int(sys.argv[4])
+os.umask(0o022)
+authorizer = DummyAuthorizer()
+authorizer.add_user("user", "password", root, perm="elradfmwMT")
+FTPHandler.authorizer = authorizer
+server = ThreadedFTPServer(("127.0.0.1", port), FTPHandler)
+if os.getuid() == 0:
+    os.setgroups([]); os.setgid(user.pw_gid); os.setuid(user.pw_uid)
+server.max_cons, server.max_cons_per_ip = 500, limit
+server.serve_forever()
+P
+  launch "$3" "$CACHE_DIR/venv/bin/python" "$3/serve.py" "$1" "$2" "$SERVER_USER" "${MAX_PER_IP:-0}"
+}
+
+stop_servers() {
+  local pid
+  for pid in "${SERVER_PIDS[@]:-}"; do
+    [ -n "$pid" ] || continue
+    # Each is the leader of its own session: its children go with it.
+    as_root pkill -TERM -s "$pid" 2>/dev/null
+    as_root kill -TERM "$pid" 2>/dev/null
+    wait_for 5 sh -c "! kill -0 $pid 2>/dev/null" || as_root pkill -KILL -s "$pid"
+  done
+  SERVER_PIDS=()
+  as_root rm -f "$PAM_FILE"
+  as_root rm -rf "$CACHE_DIR"/run-*
+}
