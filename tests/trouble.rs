@@ -264,3 +264,23 @@ fn a_server_without_epsv_is_asked_by_pasv() {
     assert_eq!(server.count("EPSV"), 1, "learnt at the first refusal");
     assert!(server.count("PASV") >= 2);
 }
+
+#[test]
+fn opening_and_closing_by_several_at_once_loses_no_write() {
+    let server = Server::start(Dialect::proftpd());
+    server.put("/log", "");
+    let fs = Direct::new(&server, 4, LONG);
+    fs.names(b"").unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for _ in 0..400 {
+                    let mut file = fs.open(b"log", How::APPEND).unwrap();
+                    file.write_at(0, b"x").unwrap();
+                    file.close().unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(server.get("/log").unwrap().len(), 800);
+}

@@ -147,7 +147,7 @@ start_pureftpd() {
 
 start_pyftpdlib() {
   cat >"$3/serve.py" <<'P'
-import os, pwd, sys
+import _strptime, encodings.idna, os, pwd, sys  # before the user changes: a home may be closed to it
 from pyftpdlib.authorizers import DummyAuthorizer
 from pyftpdlib.handlers import FTPHandler
 from pyftpdlib.servers import ThreadedFTPServer

@@ -42,15 +42,37 @@ impl Vfs {
             let path = self.path(ino)?;
             version = Version::of_stat(&self.pool.ask(|session| session.stat(&path))?);
         }
-        if access.write || truncate {
-            let staged = self.stage_existing(ino, item)?;
-            if truncate {
-                lock(&staged).truncate(0)?;
+        let is_unsized = version.size.is_none() && !access.write;
+        let fh = self.open_handle(ino, access, version, || {
+            if access.write || truncate {
+                let staged = self.stage_existing(ino, item)?;
+                if truncate {
+                    lock(&staged).truncate(0)?;
+                }
             }
-        }
+            Ok(())
+        })?;
+        Ok(Opened { fh, is_unsized })
+    }
+
+    /// Registers the handle before its file is staged: the last of the other handles, closed
+    /// meanwhile, must see that the staged file is still wanted.
+    fn open_handle(
+        &self,
+        ino: Ino,
+        access: Access,
+        version: Version,
+        stage: impl FnOnce() -> Result<()>,
+    ) -> Result<u64> {
         self.tree().pin(ino);
         let fh = self.handles.open_file(ino, access, Reader::new(version));
-        Ok(Opened { fh, is_unsized: version.size.is_none() && !access.write })
+        match stage() {
+            Ok(()) => Ok(fh),
+            Err(error) => {
+                self.release(fh);
+                Err(error)
+            }
+        }
     }
 
     fn stage_existing(&self, ino: Ino, item: &Item) -> Result<Shared> {
@@ -84,12 +106,14 @@ impl Vfs {
         let ino = self.tree().intern(parent, name, 1);
         // 0644 is what servers give to new files: nothing to be said then.
         let wanted = Some(mode).filter(|mode| *mode != 0o644);
-        self.handles.stage(ino, || Staged::of_new(&self.options.staging_dir, wanted))?;
+        let version = Version { size: Some(0), mtime: None };
+        let opened = self.open_handle(ino, access, version, || {
+            let make = || Staged::of_new(&self.options.staging_dir, wanted);
+            self.handles.stage(ino, make).map(drop)
+        });
+        let fh = opened.inspect_err(|_| self.forget(ino, 1))?;
         let attr = self.ownership.attr(ino, &item);
         self.cache.put(parent, item);
-        self.tree().pin(ino);
-        let version = Version { size: Some(0), mtime: None };
-        let fh = self.handles.open_file(ino, access, Reader::new(version));
         let valid = fresh.until.saturating_duration_since(now);
         Ok((Found { attr, valid }, Opened { fh, is_unsized: false }))
     }
