@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::dircache::{Item, Listing};
 use super::error::{Error, Result};
 use super::reader::Reader;
-use super::staging::Staged;
+use super::staging::{Shown, Staged, View};
 use super::tree::Ino;
 
 /// What a file was opened for.
@@ -57,7 +57,7 @@ pub(crate) struct Handles {
 struct State {
     last: u64,
     handles: HashMap<u64, Handle>,
-    staged: HashMap<Ino, Shared>,
+    staged: HashMap<Ino, (Shared, Arc<Shown>)>,
     /// How many file handles an inode has.
     opens: HashMap<Ino, usize>,
     /// Removed while open, and kept under another name until the last handle is closed: what was
@@ -129,7 +129,13 @@ impl Handles {
     }
 
     pub(crate) fn staged(&self, ino: Ino) -> Option<Shared> {
-        self.lock().staged.get(&ino).cloned()
+        self.lock().staged.get(&ino).map(|(staged, _)| Arc::clone(staged))
+    }
+
+    /// Length and time of what is staged for an inode, without waiting for anybody.
+    pub(crate) fn view(&self, ino: Ino) -> Option<View> {
+        let shown = self.lock().staged.get(&ino).map(|(_, shown)| Arc::clone(shown))?;
+        shown.view()
     }
 
     /// The staged file of an inode, made by `make` if there is none.
@@ -138,8 +144,10 @@ impl Handles {
             return Ok(staged);
         }
         // Made outside the lock, as it touches the disk; another thread may have been faster.
-        let made = Arc::new(Mutex::new(make()?));
-        Ok(Arc::clone(self.lock().staged.entry(ino).or_insert(made)))
+        let made = make()?;
+        let shown = Arc::clone(made.shown());
+        let made = (Arc::new(Mutex::new(made)), shown);
+        Ok(Arc::clone(&self.lock().staged.entry(ino).or_insert(made).0))
     }
 
     /// Drops the staged file of an inode that nobody has open and that holds nothing unsent.
@@ -148,7 +156,7 @@ impl Handles {
         if state.opens.contains_key(&ino) {
             return;
         }
-        let unsent = state.staged.get(&ino).is_some_and(|staged| {
+        let unsent = state.staged.get(&ino).is_some_and(|(staged, _)| {
             // Somebody at work on it keeps it; it is dropped when that one is done.
             staged.try_lock().map_or(true, |staged| staged.is_dirty())
         });
@@ -160,7 +168,7 @@ impl Handles {
     /// Everything staged, to be sent or shown.
     pub(crate) fn all_staged(&self) -> Vec<(Ino, Shared)> {
         let mut all: Vec<_> =
-            self.lock().staged.iter().map(|(ino, staged)| (*ino, Arc::clone(staged))).collect();
+            self.lock().staged.iter().map(|(ino, (staged, _))| (*ino, Arc::clone(staged))).collect();
         all.sort_by_key(|(ino, _)| *ino);
         all
     }

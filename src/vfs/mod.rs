@@ -152,10 +152,9 @@ impl Vfs {
 
     /// Only those who have it open still ask.
     fn attr_of_unlinked(&self, ino: Ino) -> Result<Found> {
-        let staged = self.handles.staged(ino).ok_or(Error::NotFound)?;
-        let staged = staged.lock().unwrap_or_else(PoisonError::into_inner);
+        let view = self.handles.view(ino).ok_or(Error::NotFound)?;
         let mut attr = Attr { kind: Kind::File, ..self.ownership.root(ino, now_mtime()) };
-        attr.size = staged.length();
+        attr.size = view.length;
         attr.mode &= 0o666;
         Ok(Found { attr, valid: Duration::ZERO })
     }
@@ -250,11 +249,12 @@ impl Vfs {
         for (ino, staged) in self.handles.all_staged() {
             let path = self.path(ino).map(|path| path.to_string());
             // One that is being sent right now is locked, and waiting for it may take long.
-            let (bytes, error) = match staged.try_lock() {
+            let error = match staged.try_lock() {
                 Ok(staged) if !staged.is_dirty() => continue,
-                Ok(staged) => (staged.length(), staged.last_error().map(ToOwned::to_owned)),
-                Err(_) => (0, None),
+                Ok(staged) => staged.last_error().map(ToOwned::to_owned),
+                Err(_) => None,
             };
+            let bytes = self.handles.view(ino).map_or(0, |view| view.length);
             pending.push(Pending {
                 path: path.unwrap_or_else(|_| "(removed)".into()),
                 bytes,
@@ -317,13 +317,9 @@ impl Vfs {
         if attr.kind != Kind::File {
             return attr;
         }
-        // While it is being sent it is locked; then the listing was brought up to date before.
-        if let Some(staged) = self.handles.staged(ino)
-            && let Ok(staged) = staged.try_lock()
-            && staged.is_filled()
-        {
-            attr.size = staged.length();
-            if let Some(mtime) = staged.mtime() {
+        if let Some(view) = self.handles.view(ino) {
+            attr.size = view.length;
+            if let Some(mtime) = view.mtime {
                 attr.mtime = Mtime { seconds: mtime.seconds, nanos: mtime.nanos };
             }
         }

@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use tempfile::NamedTempFile;
@@ -28,11 +28,36 @@ const SEND_AHEAD_FROM: u64 = 1024 * 1024;
 /// The block in which an existing file is fetched: two of the kernel's read-ahead windows.
 const FETCH_BLOCK: usize = 256 * 1024;
 
+/// What others may know of a staged file without waiting for whoever works on it (a read, or the
+/// upload of a large file).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View {
+    pub(crate) length: u64,
+    /// As far as it is not the server's.
+    pub(crate) mtime: Option<Timestamp>,
+}
+
+/// The view, once the content is local. A leaf lock, held to copy a value.
+#[derive(Debug, Default)]
+pub(crate) struct Shown(Mutex<Option<View>>);
+
+impl Shown {
+    pub(crate) fn view(&self) -> Option<View> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, view: View) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(view);
+    }
+}
+
 /// A file being written.
 #[derive(Debug)]
 pub(crate) struct Staged {
     file: NamedTempFile,
     length: u64,
+    /// Told of every change of length and time.
+    shown: Arc<Shown>,
     /// What the server has under this name; `None` when it has nothing.
     base: Option<Version>,
     /// The permission bits of what the server has.
@@ -78,13 +103,16 @@ impl Staged {
     /// For a file that is on the server under no name yet. It is dirty from the start, so that an
     /// empty file is sent too.
     pub(crate) fn of_new(dir: &Path, mode: Option<u16>) -> Result<Self> {
-        Ok(Self { is_filled: true, is_dirty: true, mode, ..Self::empty(dir)? })
+        let new = Self { is_filled: true, is_dirty: true, mode, ..Self::empty(dir)? };
+        new.show();
+        Ok(new)
     }
 
     fn empty(dir: &Path) -> Result<Self> {
         Ok(Self {
             file: tempfile::Builder::new().prefix("upload-").tempfile_in(dir)?,
             length: 0,
+            shown: Arc::default(),
             base: None,
             base_mode: None,
             is_filled: false,
@@ -116,9 +144,12 @@ impl Staged {
         self.last_error.as_deref()
     }
 
-    /// The time of the last change, as far as it is not the server's.
-    pub(crate) fn mtime(&self) -> Option<Timestamp> {
-        self.mtime
+    pub(crate) fn shown(&self) -> &Arc<Shown> {
+        &self.shown
+    }
+
+    fn show(&self) {
+        self.shown.set(View { length: self.length, mtime: self.mtime });
     }
 
     /// The server has nothing under this name, refused to have it, and nothing would be lost.
@@ -195,12 +226,16 @@ impl Staged {
     fn touch(&mut self) {
         self.is_dirty = true;
         self.mtime = None;
+        self.show();
     }
 
     /// A time or mode to be set once the content is on the server. True if it was taken: without
     /// unsent content the server is told at once, by the caller.
     pub(crate) fn set_mtime(&mut self, mtime: Timestamp) -> bool {
-        self.mtime = self.is_dirty.then_some(mtime);
+        if self.is_dirty {
+            self.mtime = Some(mtime);
+            self.show();
+        }
         self.is_dirty
     }
 
@@ -231,6 +266,7 @@ impl Staged {
         self.length = length;
         self.is_filled = true;
         self.is_sequential = false;
+        self.show();
         Ok(())
     }
 
@@ -337,6 +373,8 @@ impl Staged {
                 Err(error) => return Err(error.into()),
             }
         }
+        // The time is the server's from now on.
+        self.show();
         Ok(committed)
     }
 
