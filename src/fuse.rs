@@ -39,6 +39,8 @@ pub struct MountSettings {
     pub read_only: bool,
     /// Other users may come in; the kernel then checks permission bits.
     pub allow_other: bool,
+    /// No program is run from the mount.
+    pub no_exec: bool,
     /// Loops that take requests, each busy while it waits for the server.
     pub threads: usize,
 }
@@ -61,6 +63,9 @@ pub fn mount(vfs: Arc<Vfs>, mountpoint: &Path, settings: &MountSettings) -> io::
     ];
     if settings.read_only {
         options.push(MountOption::RO);
+    }
+    if settings.no_exec {
+        options.push(MountOption::NoExec);
     }
     if settings.allow_other {
         options.push(MountOption::DefaultPermissions);
@@ -402,6 +407,18 @@ impl Filesystem for Kernel {
         let target = target.as_os_str().as_bytes();
         let made = self.run("symlink", |vfs| vfs.symlink(ino(parent), name.as_bytes(), target));
         entry_reply(made, reply);
+    }
+
+    fn link(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        _new_parent: INodeNo,
+        _new_name: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        // link(2): what a file system without hard links says.
+        reply.error(Errno::EPERM);
     }
 
     fn rename(

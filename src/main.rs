@@ -1,2 +1,7 @@
-//! The `ftpfs` program.
-fn main() {}
+//! The program: everything is in the library, see `ftpfs::cli`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ftpfs::cli::run()
+}

@@ -352,10 +352,7 @@ impl From<vfs::Error> for Fail {
             vfs::Error::Quota(_) => Self::Quota,
             vfs::Error::TimedOut(_) => Self::TimedOut,
             vfs::Error::Stale(_) => Self::Stale,
-            other => {
-                eprintln!("as EIO: {other}");
-                Self::Io
-            }
+            _ => Self::Io,
         }
     }
 }
@@ -368,7 +365,6 @@ pub fn has_fuse() -> bool {
 /// A real mount, ended with the value.
 pub struct Kernel {
     pub root: PathBuf,
-    pub vfs: Arc<Vfs>,
     mounted: Option<Mounted>,
     _staging: tempfile::TempDir,
     mountpoint: Option<tempfile::TempDir>,
@@ -384,12 +380,12 @@ impl Kernel {
             source: "ftpfs-test".into(),
             read_only: false,
             allow_other: false,
+            no_exec: false,
             threads: connections + 4,
         };
         let mounted = fuse::mount(Arc::clone(&vfs), mountpoint.path(), &settings).unwrap();
         Self {
             root: mountpoint.path().to_owned(),
-            vfs,
             mounted: Some(mounted),
             _staging: staging,
             mountpoint: Some(mountpoint),
@@ -593,10 +589,7 @@ impl From<io::Error> for Fail {
             Some(libc::EDQUOT) => Self::Quota,
             Some(libc::ETIMEDOUT) => Self::TimedOut,
             Some(libc::ESTALE) => Self::Stale,
-            _ => {
-                eprintln!("as EIO: {error}");
-                Self::Io
-            }
+            _ => Self::Io,
         }
     }
 }

@@ -13,6 +13,7 @@ const LONG: Duration = Duration::from_secs(600);
 /// Every look asks the server.
 const ZERO: Duration = Duration::ZERO;
 
+type NamedDialect = (&'static str, fn() -> Dialect);
 type Case = fn(&Server, &dyn Driver);
 
 /// Every case, by name.
@@ -40,10 +41,12 @@ const CASES: &[(&str, Case)] = &[
     ("times", times),
     ("modes", modes),
     ("hidden files", hidden_files),
+    ("symbolic links", symbolic_links),
+    ("extended attributes", extended_attributes),
     ("a replaced file leaves nothing behind", replace_leaves_nothing),
 ];
 
-fn run_all(make: &dyn Fn(&Server) -> Box<dyn Driver>, dialects: &[(&str, fn() -> Dialect)]) {
+fn run_all(make: &dyn Fn(&Server) -> Box<dyn Driver>, dialects: &[NamedDialect]) {
     let mut count = 0;
     for (dialect_name, dialect) in dialects {
         for (name, case) in CASES {
@@ -57,7 +60,7 @@ fn run_all(make: &dyn Fn(&Server) -> Box<dyn Driver>, dialects: &[(&str, fn() ->
     println!("{count} cases");
 }
 
-const DIALECTS: &[(&str, fn() -> Dialect)] = &[
+const DIALECTS: &[NamedDialect] = &[
     ("vsftpd", Dialect::vsftpd),
     ("proftpd", Dialect::proftpd),
     ("pureftpd", Dialect::pureftpd),
@@ -395,5 +398,40 @@ fn replace_leaves_nothing(server: &Server, fs: &dyn Driver) {
         fs.write(b"f", text.as_bytes()).unwrap();
         assert_eq!(server.get("/f").unwrap(), text.as_bytes());
         assert_eq!(server.names("/"), [b"f"]);
+    }
+}
+
+fn symbolic_links(server: &Server, fs: &dyn Driver) {
+    server.put("/d/f", "content");
+    server.symlink("/d/near", "f");
+    server.symlink("/far", "/d/f");
+    if fs.stat(b"d/near").unwrap().is_link {
+        assert_eq!(fs.readlink(b"d/near").unwrap(), b"f");
+        // Absolute on the server: made relative, so that it leads to the same file here.
+        assert_eq!(fs.readlink(b"far").unwrap(), b"d/f");
+    } else {
+        assert_eq!(fs.read(b"d/near").unwrap(), b"content");
+    }
+    match fs.symlink(b"f", b"d/made") {
+        Ok(()) => assert_eq!(fs.readlink(b"d/made").unwrap(), b"f"),
+        Err(fail) => {
+            assert_eq!(fail, Fail::NotOwner, "what symlink(2) says where links cannot be made");
+            assert!(!server.exists("/d/made"));
+        }
+    }
+    fs.unlink(b"d/near").unwrap();
+    assert_eq!(fs.read(b"d/f").unwrap(), b"content");
+}
+
+fn extended_attributes(server: &Server, fs: &dyn Driver) {
+    server.put("/f", "x");
+    let found = fs.xattrs(b"f").unwrap();
+    // RFC 3659 §7.5.
+    if server.commands().iter().any(|line| line.starts_with("MLSD")) {
+        assert!(found.contains_key("user.ftp.unique"), "{found:?}");
+    } else {
+        // LIST of Unix tells at most whose it is.
+        let known = ["user.ftp.owner", "user.ftp.group"];
+        assert!(found.keys().all(|name| known.contains(&name.as_str())), "{found:?}");
     }
 }

@@ -1,6 +1,12 @@
 //! The integration tests, one binary: the scripted server and what is tested
 //! against it.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout
+)]
 // Nothing is exported from a test binary.
 #![allow(unreachable_pub)]
 

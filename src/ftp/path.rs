@@ -109,7 +109,7 @@ impl RemotePath {
         self.bytes.get(self.last_slash()? + 1..)
     }
 
-    /// The path as suppaftp wants it, see [`ByteEncoding`].
+    /// The path as suppaftp wants it, see `ByteEncoding`.
     pub fn to_wire(&self) -> String {
         to_wire(&self.bytes)
     }

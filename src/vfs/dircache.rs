@@ -210,6 +210,8 @@ struct State {
     loading: HashMap<Ino, Vec<Change>>,
     /// Entries of all `listings` together.
     entries: usize,
+    /// The most of them.
+    capacity: usize,
 }
 
 #[derive(Debug)]
@@ -228,7 +230,12 @@ pub(crate) struct Fresh {
 
 impl DirCache {
     pub(crate) fn new(ttl: Duration, patience: Duration) -> Self {
-        let state = State { listings: LruCache::unbounded(), loading: HashMap::new(), entries: 0 };
+        let state = State {
+            listings: LruCache::unbounded(),
+            loading: HashMap::new(),
+            entries: 0,
+            capacity: MAX_ENTRIES,
+        };
         Self { ttl, patience, state: Mutex::new(state), loaded: Condvar::new() }
     }
 
@@ -355,7 +362,7 @@ impl State {
     /// Drops the listings used longest ago, but none with files that only we know of.
     fn evict(&mut self) {
         let mut tries = self.listings.len();
-        while self.entries > MAX_ENTRIES && tries > 1 {
+        while self.entries > self.capacity && tries > 1 {
             tries -= 1;
             let Some((directory, cached)) = self.listings.pop_lru() else { return };
             if cached.listing.has_unsent() {
@@ -527,13 +534,13 @@ mod tests {
     #[test]
     fn memory_is_bounded_by_the_number_of_entries() {
         let cache = cache(Duration::from_secs(10));
-        let many =
-            || (0..MAX_ENTRIES / 2 + 1).map(|i| entry(&i.to_string(), 1)).collect::<Vec<_>>();
+        cache.lock().capacity = 20;
+        let many = || (0..11).map(|i| entry(&i.to_string(), 1)).collect::<Vec<_>>();
         for directory in 0..3 {
             cache.listing(Ino(directory), Instant::now(), || Ok(many())).unwrap();
         }
         assert!(cache.known(Ino(2)).is_some());
         assert!(cache.known(Ino(0)).is_none());
-        assert!(cache.lock().entries <= MAX_ENTRIES);
+        assert_eq!(cache.lock().entries, 11);
     }
 }

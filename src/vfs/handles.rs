@@ -167,8 +167,12 @@ impl Handles {
 
     /// Everything staged, to be sent or shown.
     pub(crate) fn all_staged(&self) -> Vec<(Ino, Shared)> {
-        let mut all: Vec<_> =
-            self.lock().staged.iter().map(|(ino, (staged, _))| (*ino, Arc::clone(staged))).collect();
+        let mut all: Vec<_> = self
+            .lock()
+            .staged
+            .iter()
+            .map(|(ino, (staged, _))| (*ino, Arc::clone(staged)))
+            .collect();
         all.sort_by_key(|(ino, _)| *ino);
         all
     }

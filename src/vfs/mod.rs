@@ -247,19 +247,13 @@ impl Vfs {
     pub fn pending(&self) -> Vec<Pending> {
         let mut pending = Vec::new();
         for (ino, staged) in self.handles.all_staged() {
-            let path = self.path(ino).map(|path| path.to_string());
             // One that is being sent right now is locked, and waiting for it may take long.
             let error = match staged.try_lock() {
                 Ok(staged) if !staged.is_dirty() => continue,
                 Ok(staged) => staged.last_error().map(ToOwned::to_owned),
                 Err(_) => None,
             };
-            let bytes = self.handles.view(ino).map_or(0, |view| view.length);
-            pending.push(Pending {
-                path: path.unwrap_or_else(|_| "(removed)".into()),
-                bytes,
-                error,
-            });
+            pending.push(self.pending_of(ino, error));
         }
         pending
     }
@@ -274,6 +268,26 @@ impl Vfs {
             }
         }
         first
+    }
+
+    /// Leaves what could not be sent on the local disk when this process ends, and tells where:
+    /// the file itself, or its directory if somebody is at work on it.
+    pub fn keep_unsent(&self) -> Vec<(Pending, PathBuf)> {
+        let mut kept = Vec::new();
+        for (ino, staged) in self.handles.all_staged() {
+            let (error, local) = match staged.try_lock() {
+                Ok(staged) if !staged.is_dirty() => continue,
+                Ok(mut staged) => (staged.last_error().map(ToOwned::to_owned), staged.keep()),
+                Err(_) => (None, self.options.staging_dir.clone()),
+            };
+            kept.push((self.pending_of(ino, error), local));
+        }
+        kept
+    }
+
+    fn pending_of(&self, ino: Ino, error: Option<String>) -> Pending {
+        let path = self.path(ino).map_or_else(|_| "(removed)".into(), |path| path.to_string());
+        Pending { path, bytes: self.handles.view(ino).map_or(0, |view| view.length), error }
     }
 
     /// The listing of a directory, asked of the server if the known one is too old.

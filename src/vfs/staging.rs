@@ -6,9 +6,9 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tempfile::NamedTempFile;
 
@@ -142,6 +142,12 @@ impl Staged {
 
     pub(crate) fn last_error(&self) -> Option<&str> {
         self.last_error.as_deref()
+    }
+
+    /// The local file stays when this process ends; where it is.
+    pub(crate) fn keep(&mut self) -> PathBuf {
+        self.file.disable_cleanup(true);
+        self.file.path().to_owned()
     }
 
     pub(crate) fn shown(&self) -> &Arc<Shown> {

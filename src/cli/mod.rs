@@ -1,0 +1,208 @@
+//! What the user types, and what the user reads.
+//!
+//! Invariants: this room alone touches arguments, environment, secrets at rest, signals and
+//! standard output; each failure is printed once, by `run`, on one line, and ends with the status
+//! of the table in `exit`.
+
+mod argv;
+mod config;
+mod control;
+mod credentials;
+mod daemon;
+mod exit;
+mod log;
+mod mount;
+mod mounts;
+mod netrc;
+mod options;
+mod remote;
+mod status;
+mod system;
+mod umount;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use config::MountConfig;
+use credentials::Environment;
+use exit::{Failure, Status, TABLE};
+use options::{parse_connections, parse_timeout, parse_ttl};
+
+/// Mounts an FTP server as a folder.
+#[derive(Debug, Parser)]
+#[command(name = "ftpfs", version, after_help = TABLE, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Mount(Box<MountArguments>),
+    Umount(UmountArguments),
+    Status(StatusArguments),
+}
+
+/// Mount a server, or a directory of it; returns when the mount answers.
+#[derive(Args, Debug)]
+#[command(after_help = TABLE, max_term_width = 100)]
+struct MountArguments {
+    /// [user@]host[:port][/dir], or ftp://user:password@host:port/dir, percent-encoded.
+    ///
+    /// The directory is one below the login directory; with two slashes (host//dir) it is absolute.
+    /// Without a user, ~/.netrc is asked, and then it is anonymous.
+    source: OsString,
+
+    /// An empty directory.
+    mountpoint: PathBuf,
+
+    /// Words as in /etc/fstab: ro, allow_other, uid=, gid=, umask=, noexec, nonempty, and the
+    /// options below with _ for -, such as password_file=.
+    #[arg(short = 'o', value_name = "WORD,…")]
+    options: Vec<OsString>,
+
+    /// Change nothing on the server.
+    #[arg(short, long)]
+    read_only: bool,
+
+    /// For how long a listing is believed; 0 asks the server at every look [default: 10].
+    #[arg(long, value_name = "SECONDS", value_parser = parse_ttl)]
+    ttl: Option<Duration>,
+
+    /// The most connections to the server at once [default: 8].
+    #[arg(long, value_name = "N", value_parser = parse_connections)]
+    connections: Option<usize>,
+
+    /// The longest wait without progress; then the program gets an error [default: 30].
+    #[arg(long, value_name = "SECONDS", value_parser = parse_timeout)]
+    timeout: Option<Duration>,
+
+    /// Refuse chown to another user, instead of accepting it without effect.
+    #[arg(long)]
+    strict_owner: bool,
+
+    /// Take the password from the first line of this file; - is standard input.
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+
+    /// Look for user, password and account in this file [default: $NETRC or ~/.netrc].
+    #[arg(long, value_name = "FILE")]
+    netrc: Option<PathBuf>,
+
+    /// Append messages to this file, instead of the system's log.
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+
+    /// Stay in the foreground and write messages to standard error.
+    #[arg(short, long)]
+    foreground: bool,
+
+    /// Say more: -v the server's welcome and what is learnt of it, -vv every line on the control
+    /// connection. RUST_LOG works too.
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    verbose: u8,
+
+    /// Ignore unknown words after -o, as mount -s asks.
+    #[arg(long, hide = true)]
+    sloppy: bool,
+
+    /// Check everything that can be checked without connecting, as mount -f asks.
+    #[arg(long, hide = true)]
+    fake: bool,
+}
+
+/// Send what is not on the server yet, then unmount.
+#[derive(Args, Debug)]
+#[command(after_help = TABLE, max_term_width = 100)]
+struct UmountArguments {
+    mountpoint: PathBuf,
+
+    /// Unmount also while programs use it; they get errors from then on.
+    #[arg(short, long)]
+    lazy: bool,
+
+    /// Unmount also if something cannot be sent; it is kept on the local disk.
+    #[arg(short, long)]
+    force: bool,
+}
+
+/// Show mounts, servers, connections, and files that are not on the server yet.
+#[derive(Args, Debug)]
+#[command(after_help = TABLE, max_term_width = 100)]
+struct StatusArguments {
+    /// Only this one.
+    mountpoint: Option<PathBuf>,
+
+    /// For programs: a list of mounts in JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the program; prints why it failed.
+pub fn run() -> ExitCode {
+    let arguments = argv::normalise(std::env::args_os().collect());
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no failures; both go where clap thinks best. If nobody
+            // listens, there is nobody to be told.
+            let _ = error.print();
+            return if error.use_stderr() { Status::Usage.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    match dispatch(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { status, message }) => {
+            complain(&message);
+            status.into()
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Mount(arguments) => {
+            argv::blank_password(&arguments.source);
+            let _ = system::forbid_core_dump();
+            log::start(arguments.verbose);
+            mount::run(MountConfig::new(*arguments, &Environment::read())?)
+        }
+        Command::Umount(arguments) => umount::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
+    }
+}
+
+/// One line on standard error.
+#[allow(clippy::print_stderr)]
+fn complain(message: &str) {
+    eprintln!("ftpfs: {message}");
+}
+
+/// To standard output; a reader that has gone (`| head`) is no failure.
+fn say(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// The arguments of a mount, for tests of what is made of them.
+#[cfg(test)]
+fn parse_mount(words: Vec<OsString>) -> MountArguments {
+    match Cli::try_parse_from(words).unwrap().command {
+        Command::Mount(arguments) => *arguments,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+}

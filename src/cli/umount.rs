@@ -1,0 +1,98 @@
+//! `ftpfs umount`: everything to the server first, then the mount goes, then its process.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::control::{self, Answer, Line, Request};
+use super::exit::{Failure, Status};
+use super::status::{size, write_unsent};
+use super::{UmountArguments, complain, config, mounts, system};
+
+/// Between two signs of life of a process that sends; it gives one every half second.
+const SILENCE: Duration = Duration::from_secs(20);
+
+/// How long its process may take to end after the unmounting: it closes its connections.
+const ENDING: Duration = Duration::from_secs(10);
+
+pub(crate) fn run(arguments: &UmountArguments) -> Result<(), Failure> {
+    let mountpoint = config::absolute(&arguments.mountpoint)?;
+    let shown = mountpoint.display();
+    let mount = mounts::at(&mountpoint)
+        .map_err(|error| Failure::other(error.to_string()))?
+        .filter(mounts::Mount::is_ours)
+        .ok_or_else(|| {
+            Failure::new(Status::MountPoint, format!("{shown} is not mounted by ftpfs"))
+        })?;
+    if mount.is_dead() {
+        return system::unmount(&mountpoint, true)
+            .map_err(|error| Failure::other(error.to_string()));
+    }
+    let mut line = control::line_to(&mountpoint);
+    if let Some(line) = &mut line {
+        drain(line, &mountpoint, arguments.force)?;
+    } else {
+        complain("its process does not answer; the kernel unmounts without it");
+    }
+    system::unmount(&mountpoint, arguments.lazy).map_err(|error| match error.kind() {
+        io::ErrorKind::ResourceBusy => {
+            let users = mounts::users(&mountpoint, 3).join(", ");
+            let users = if users.is_empty() { "a program".into() } else { users };
+            Failure::new(
+                Status::Busy,
+                format!("{shown} is in use by {users}; end it, or say --lazy"),
+            )
+        }
+        _ => Failure::other(format!("{shown}: {error}")),
+    })?;
+    if arguments.lazy {
+        return Ok(());
+    }
+    line.map_or(Ok(()), wait_for_end)
+}
+
+/// Waits until everything is on the server, saying how much is left.
+fn drain(line: &mut Line, mountpoint: &std::path::Path, force: bool) -> Result<(), Failure> {
+    let lost = |error: io::Error| Failure::other(format!("its process does not answer: {error}"));
+    line.ask(Request::Drain).map_err(lost)?;
+    let mut said = None;
+    loop {
+        match line.hear(SILENCE).map_err(lost)? {
+            Some(Answer::Draining { files, bytes }) if said != Some((files, bytes)) => {
+                complain(&format!("sending {files} files, {}", size(bytes)));
+                said = Some((files, bytes));
+            }
+            Some(Answer::Draining { .. } | Answer::Status(_)) => {}
+            Some(Answer::Drained { error: Some(error) }) if !force => {
+                let mut list = String::new();
+                let reports = control::reports();
+                if let Some(report) = reports.iter().find(|report| report.mountpoint == mountpoint)
+                {
+                    write_unsent(&mut list, report);
+                }
+                return Err(Failure::new(
+                    Status::Pending,
+                    format!(
+                        "not unmounted, since not everything could be sent: {error}\n{list}\
+                         ftpfs: try again, or say --force to unmount and keep it on the local disk"
+                    ),
+                ));
+            }
+            Some(Answer::Drained { .. }) | None => return Ok(()),
+        }
+    }
+}
+
+/// Afterwards nothing of the mount is left: neither its process nor its connections.
+fn wait_for_end(mut line: Line) -> Result<(), Failure> {
+    let until = Instant::now() + ENDING;
+    while let Some(left) =
+        until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+    {
+        match line.hear(left) {
+            Ok(None) => return Ok(()),
+            Ok(Some(_)) => {}
+            Err(_) => break,
+        }
+    }
+    Err(Failure::other("unmounted, but its process has not ended yet; ps shows it as ftpfs"))
+}
