@@ -1,6 +1,7 @@
 //! Messages: to the terminal, to a file, or to the system's log; and the control connection's lines
 //! at `-vv`, without passwords whatever RUST_LOG says.
 
+use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -21,6 +22,11 @@ enum Sink {
     /// Datagrams to /dev/log (RFC 3164, as syslogd and journald read them).
     Syslog(UnixDatagram),
     Nowhere,
+}
+
+thread_local! {
+    /// What suppaftp said last on this thread.
+    static LAST: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
 static SINK: Mutex<Sink> = Mutex::new(Sink::Stderr);
@@ -123,7 +129,10 @@ fn message(record: &Record<'_>) -> Option<String> {
     if record.level() <= Level::Info {
         return Some(record.args().to_string());
     }
-    wire_line(&record.args().to_string())
+    // Of each reply suppaftp shows the first line twice.
+    let text = record.args().to_string();
+    let is_same = text == LAST.with(|last| last.replace(text.clone())) && text.starts_with("CC IN");
+    if is_same { None } else { wire_line(&text) }
 }
 
 /// `CC OUT: RETR x` -> `> RETR x`; `CC IN: [50, 50, 54]` -> `< 226`.

@@ -3,6 +3,8 @@
 //! Decides nothing. Each failure is logged once, here. A panic below becomes EIO: a dead loop
 //! would go unnoticed until every loop was dead.
 
+mod mount;
+
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -12,12 +14,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    AccessFlags, BackgroundSession, Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle,
-    FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
-    LockOwner, MountOption, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
+    AccessFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
 };
+
+pub use mount::{MountSettings, Mounted, mount};
 
 use crate::ftp::Kind;
 use crate::vfs::{
@@ -29,66 +33,6 @@ const MAX_WRITE: u32 = 1024 * 1024;
 
 /// Requests the kernel may have under way in the background (read-ahead): more than all loops.
 const MAX_BACKGROUND: u16 = 64;
-
-/// How the kernel sees the mount.
-#[derive(Clone, Debug)]
-pub struct MountSettings {
-    /// Shown as the source in the mount table; without commas (fuser 0.18 passes them on as
-    /// further mount options) and without secrets.
-    pub source: String,
-    pub read_only: bool,
-    /// Other users may come in; the kernel then checks permission bits.
-    pub allow_other: bool,
-    /// No program is run from the mount.
-    pub no_exec: bool,
-    /// Loops that take requests, each busy while it waits for the server.
-    pub threads: usize,
-}
-
-/// A mounted file system.
-#[derive(Debug)]
-pub struct Mounted {
-    session: BackgroundSession,
-    vfs: Arc<Vfs>,
-}
-
-/// Mounts the file system; it answers when this returns.
-pub fn mount(vfs: Arc<Vfs>, mountpoint: &Path, settings: &MountSettings) -> io::Result<Mounted> {
-    let mut options = vec![
-        MountOption::FSName(settings.source.replace(',', "_")),
-        MountOption::Subtype("ftpfs".into()),
-        MountOption::NoDev,
-        MountOption::NoSuid,
-        MountOption::NoAtime,
-    ];
-    if settings.read_only {
-        options.push(MountOption::RO);
-    }
-    if settings.no_exec {
-        options.push(MountOption::NoExec);
-    }
-    if settings.allow_other {
-        options.push(MountOption::DefaultPermissions);
-    }
-    let mut config = Config::default();
-    config.mount_options = options;
-    config.acl = if settings.allow_other { SessionACL::All } else { SessionACL::Owner };
-    config.n_threads = Some(settings.threads.max(2));
-    config.clone_fd = true;
-    let kernel = Kernel { vfs: Arc::clone(&vfs) };
-    let session = Session::new(kernel, mountpoint, &config)?.spawn()?;
-    Ok(Mounted { session, vfs })
-}
-
-impl Mounted {
-    /// Returns when the kernel's side has ended, by whatever unmounted it.
-    pub fn wait(self) -> io::Result<()> {
-        let Self { session, vfs } = self;
-        let ended = session.join();
-        drop(vfs);
-        ended
-    }
-}
 
 /// What fuser calls.
 #[derive(Debug)]

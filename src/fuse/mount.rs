@@ -1,0 +1,141 @@
+//! Mounting and the wait for its end.
+//!
+//! Root mounts by mount(2) itself: fuser 0.18 leaves the type `fuse` without `.ftpfs` then, and
+//! unmounts on its own account when a session is dropped, perhaps something else by that time.
+//! Everybody else goes through fuser to fusermount3, which has the right to.
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+
+use super::Kernel;
+use crate::vfs::Vfs;
+
+/// How the kernel sees the mount.
+#[derive(Clone, Debug)]
+pub struct MountSettings {
+    /// Shown as the source in the mount table; without secrets.
+    pub source: String,
+    pub read_only: bool,
+    /// Other users may come in; the kernel then checks permission bits.
+    pub allow_other: bool,
+    /// No program is run from the mount.
+    pub no_exec: bool,
+    /// Loops that take requests, each busy while it waits for the server.
+    pub threads: usize,
+}
+
+/// A mounted file system.
+#[derive(Debug)]
+pub struct Mounted {
+    session: BackgroundSession,
+    vfs: Arc<Vfs>,
+}
+
+/// Mounts the file system; it answers when this returns.
+pub fn mount(vfs: Arc<Vfs>, mountpoint: &Path, settings: &MountSettings) -> io::Result<Mounted> {
+    let kernel = Kernel { vfs: Arc::clone(&vfs) };
+    let acl = if settings.allow_other { SessionACL::All } else { SessionACL::Owner };
+    let mut config = Config::default();
+    config.acl = acl;
+    config.n_threads = Some(settings.threads.max(2));
+    config.clone_fd = true;
+    let session = if is_root() {
+        let device = mount_directly(mountpoint, settings)?;
+        Session::from_fd(kernel, device, acl, config)?
+    } else {
+        config.mount_options = options(settings);
+        Session::new(kernel, mountpoint, &config)?
+    };
+    Ok(Mounted { session: session.spawn()?, vfs })
+}
+
+impl Mounted {
+    /// Returns when the kernel's side has ended, by whatever unmounted it.
+    pub fn wait(self) -> io::Result<()> {
+        let Self { session, vfs } = self;
+        let ended = session.join();
+        drop(vfs);
+        ended
+    }
+}
+
+fn is_root() -> bool {
+    // SAFETY: takes nothing, cannot fail (geteuid(2)).
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// For fusermount3.
+fn options(settings: &MountSettings) -> Vec<MountOption> {
+    let mut options = vec![
+        // A comma would begin a further option (fuser 0.18 does not escape it).
+        MountOption::FSName(settings.source.replace(',', "_")),
+        MountOption::Subtype("ftpfs".into()),
+        MountOption::NoDev,
+        MountOption::NoSuid,
+        MountOption::NoAtime,
+    ];
+    let optional = [
+        (settings.read_only, MountOption::RO),
+        (settings.no_exec, MountOption::NoExec),
+        (settings.allow_other, MountOption::DefaultPermissions),
+    ];
+    options.extend(optional.into_iter().filter_map(|(wanted, option)| wanted.then_some(option)));
+    options
+}
+
+/// mount(2) with the options of the kernel's fuse module (Documentation/filesystems/fuse.rst).
+fn mount_directly(mountpoint: &Path, settings: &MountSettings) -> io::Result<OwnedFd> {
+    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse")?;
+    let about = std::fs::metadata(mountpoint)?;
+    let mut words = format!(
+        "fd={},rootmode={:o},user_id={},group_id={}",
+        device.as_raw_fd(),
+        about.mode() & libc::S_IFMT,
+        user_id(),
+        group_id()
+    );
+    if settings.allow_other {
+        words.push_str(",allow_other,default_permissions");
+    }
+    let optional = [(settings.read_only, libc::MS_RDONLY), (settings.no_exec, libc::MS_NOEXEC)];
+    let flags = optional
+        .iter()
+        .filter(|(wanted, _)| *wanted)
+        .fold(libc::MS_NODEV | libc::MS_NOSUID | libc::MS_NOATIME, |all, (_, flag)| all | flag);
+    let source = CString::new(settings.source.as_str())?;
+    let target = CString::new(mountpoint.as_os_str().as_bytes())?;
+    let words = CString::new(words)?;
+    // SAFETY: four NUL-ended strings that live until the call returns (mount(2)).
+    let done = unsafe {
+        libc::mount(
+            source.as_ptr(),
+            target.as_ptr(),
+            c"fuse.ftpfs".as_ptr(),
+            flags,
+            words.as_ptr().cast(),
+        )
+    };
+    if done == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(device.into())
+}
+
+fn user_id() -> u32 {
+    // SAFETY: takes nothing, cannot fail (getuid(2)).
+    unsafe { libc::getuid() }
+}
+
+fn group_id() -> u32 {
+    // SAFETY: takes nothing, cannot fail (getgid(2)).
+    unsafe { libc::getgid() }
+}
