@@ -14,6 +14,7 @@ mod arrows;
 mod budget;
 mod drivers;
 mod functional;
+mod program;
 mod support;
 mod trouble;
 mod wire_server;

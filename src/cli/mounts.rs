@@ -6,6 +6,8 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use super::system;
+
 /// The type under which the kernel knows our mounts.
 const FILE_SYSTEM: &str = "fuse.ftpfs";
 
@@ -22,10 +24,11 @@ impl Mount {
         self.file_system == FILE_SYSTEM
     }
 
-    /// Has its process ended without unmounting? The kernel then answers ENOTCONN at once, so this
-    /// never hangs; a live one answers for its root by itself.
+    /// Has its process ended without unmounting? The kernel then answers ENOTCONN at once; a live
+    /// process answers statfs without asking the server. A stat would not do: the kernel keeps the
+    /// root's attributes.
     pub(crate) fn is_dead(&self) -> bool {
-        fs::metadata(&self.mountpoint)
+        system::statfs(&self.mountpoint)
             .is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
     }
 }

@@ -120,6 +120,15 @@ fn arguments_in_memory() -> Option<(usize, usize)> {
     (start != 0).then(|| end.checked_sub(start).map(|length| (start, length)))?
 }
 
+/// Asks the file system itself, which no cache answers for.
+pub(crate) fn statfs(path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut about = std::mem::MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the path is NUL-ended; the kernel writes one struct to `about` (statfs(2)), which is
+    // not read.
+    check(unsafe { libc::statfs(path.as_ptr(), about.as_mut_ptr()) })
+}
+
 /// The device through which file systems of programs work.
 pub(crate) fn open_fuse_device() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open("/dev/fuse")
