@@ -372,6 +372,8 @@ pub struct Kernel {
 
 impl Kernel {
     pub fn new(server: &Server, connections: usize, ttl: Duration) -> Self {
+        // Shown when a test fails: the kernel passes on only the number of an error.
+        let _ = env_logger::builder().is_test(true).try_init();
         let staging = tempfile::tempdir().unwrap();
         let mountpoint = tempfile::tempdir().unwrap();
         let pool = Pool::open(target(server, connections)).unwrap();
@@ -397,12 +399,24 @@ impl Kernel {
     }
 }
 
+/// Without a process of its own: a child between fork and exec would hold what this process has
+/// open on the mount, and closing that waits for the file system, which is this process.
+fn unmount(root: &Path) {
+    let path = std::ffi::CString::new(root.as_os_str().as_bytes()).unwrap();
+    for flags in [0, libc::MNT_DETACH] {
+        // SAFETY: the path is a NUL-ended string that lives until the call returns (umount2(2)).
+        #[allow(unsafe_code)]
+        if unsafe { libc::umount2(path.as_ptr(), flags) } == 0 {
+            return;
+        }
+    }
+    // Who is not root needs the helper of FUSE.
+    let _ = std::process::Command::new("fusermount3").arg("-uz").arg(root).output();
+}
+
 impl Drop for Kernel {
     fn drop(&mut self) {
-        let unmounted = std::process::Command::new("umount").arg(&self.root).output();
-        if !unmounted.is_ok_and(|output| output.status.success()) {
-            let _ = std::process::Command::new("umount").arg("-l").arg(&self.root).output();
-        }
+        unmount(&self.root);
         if let Some(mounted) = self.mounted.take() {
             mounted.wait().unwrap();
         }

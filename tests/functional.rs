@@ -307,7 +307,7 @@ fn unlink_while_open(server: &Server, fs: &dyn Driver) {
     fs.unlink(b"g").unwrap();
     file.write_at(1, b"y").unwrap();
     file.close().unwrap();
-    assert!(server.names("/").is_empty());
+    assert!(server.wait_until(is_gone, crate::support::server::PATIENCE));
 }
 
 fn rename_over_an_open_file(server: &Server, fs: &dyn Driver) {

@@ -14,7 +14,6 @@ mod arrows;
 mod budget;
 mod drivers;
 mod functional;
-mod program;
 mod support;
 mod trouble;
 mod wire_server;

@@ -1,4 +1,8 @@
 //! The program as users call it: what it prints, how it ends, and what is left behind.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::print_stdout, unreachable_pub)]
+
+mod support;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -8,10 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::drivers::has_fuse;
-use crate::support::dialect::{Dialect, Login};
-use crate::support::faults::{Fault, What};
-use crate::support::server::Server;
+use support::dialect::{Dialect, Login};
+use support::faults::{Fault, What};
+use support::server::Server;
 
 /// Longer than anything waited for here takes on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -129,6 +132,10 @@ fn has_ended(process: u32) -> bool {
 fn signal(process: u32, name: &str) {
     let sent = Command::new("kill").arg(format!("-{name}")).arg(process.to_string()).status();
     assert!(sent.unwrap().success());
+}
+
+fn has_fuse() -> bool {
+    fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok()
 }
 
 /// Skips loudly where there is no FUSE.
