@@ -53,6 +53,7 @@ impl MountConfig {
         }
         let remote = Remote::parse(&arguments.source)?;
         let mountpoint = absolute(&arguments.mountpoint)?;
+        let tls = arguments.tls.or(words.tls).settings(remote.tls, environment)?;
         let credentials = credentials::find(
             &remote,
             arguments.password_file.as_deref().or(words.password_file.as_deref()),
@@ -70,6 +71,7 @@ impl MountConfig {
             directory: remote.directory,
             timeout: arguments.timeout.or(words.timeout).unwrap_or(TIMEOUT),
             connections,
+            tls,
         };
         let settings = MountSettings {
             source: source_name(&target),

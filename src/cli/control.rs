@@ -53,6 +53,8 @@ pub(crate) struct Report {
     pub(crate) read_only: bool,
     pub(crate) ttl_seconds: f64,
     pub(crate) welcome: String,
+    /// Version of TLS and why the server is trusted; empty for clear text.
+    pub(crate) protection: String,
     pub(crate) connections: Connections,
     pub(crate) pending: Vec<Unsent>,
 }

@@ -33,6 +33,8 @@ pub(crate) struct Environment {
     pub(crate) credentials_directory: Option<PathBuf>,
     /// `XDG_CACHE_HOME`
     pub(crate) cache_home: Option<PathBuf>,
+    /// `XDG_STATE_HOME`
+    pub(crate) state_home: Option<PathBuf>,
 }
 
 impl Environment {
@@ -45,6 +47,7 @@ impl Environment {
             netrc: path("NETRC"),
             credentials_directory: path("CREDENTIALS_DIRECTORY"),
             cache_home: path("XDG_CACHE_HOME"),
+            state_home: path("XDG_STATE_HOME"),
         }
     }
 }

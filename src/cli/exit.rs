@@ -15,7 +15,8 @@ Exit status:
   6  the mount point is missing, occupied or not usable
   7  FUSE is missing, or not allowed to this user
   8  files are not on the server yet
-  9  the mount is busy";
+  9  the mount is busy
+  10 TLS failed, or the server's certificate is not trusted";
 
 /// An exit status other than success; [`TABLE`] describes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,12 +30,13 @@ pub(crate) enum Status {
     Fuse = 7,
     Pending = 8,
     Busy = 9,
+    Tls = 10,
 }
 
 impl Status {
     /// From the number that a daemon reports to the program that started it.
     pub(crate) fn from_number(number: u8) -> Self {
-        const ALL: [Status; 8] = [
+        const ALL: [Status; 9] = [
             Status::Usage,
             Status::Connect,
             Status::Login,
@@ -43,6 +45,7 @@ impl Status {
             Status::Fuse,
             Status::Pending,
             Status::Busy,
+            Status::Tls,
         ];
         ALL.into_iter().find(|status| *status as u8 == number).unwrap_or(Self::Other)
     }
@@ -87,8 +90,8 @@ mod tests {
 
     #[test]
     fn every_status_is_in_the_table_and_comes_back_from_its_number() {
-        for number in 1..=9_u8 {
-            assert!(TABLE.contains(&format!("\n  {number}  ")), "{number}");
+        for number in 1..=10_u8 {
+            assert!(TABLE.contains(&format!("\n  {number:<2} ")), "{number}");
             assert_eq!(Status::from_number(number) as u8, number);
         }
         assert_eq!(Status::from_number(77), Status::Other);

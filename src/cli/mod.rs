@@ -18,6 +18,7 @@ mod options;
 mod remote;
 mod status;
 mod system;
+mod tls;
 mod umount;
 
 use std::ffi::OsString;
@@ -31,6 +32,7 @@ use config::MountConfig;
 use credentials::Environment;
 use exit::{Failure, Status, TABLE};
 use options::{parse_connections, parse_timeout, parse_ttl};
+use tls::TlsArguments;
 
 /// Mounts an FTP server as a folder.
 #[derive(Debug, Parser)]
@@ -51,7 +53,8 @@ enum Command {
 #[derive(Args, Debug)]
 #[command(after_help = TABLE, max_term_width = 100)]
 struct MountArguments {
-    /// [user@]host[:port][/dir], or ftp://user:password@host:port/dir, percent-encoded.
+    /// [user@]host[:port][/dir], or ftp://user:password@host:port/dir, percent-encoded;
+    /// ftps:// and ftpes:// require TLS.
     ///
     /// The directory is one below the login directory; with two slashes (host//dir) it is absolute.
     /// Without a user, ~/.netrc is asked, and then it is anonymous.
@@ -92,6 +95,9 @@ struct MountArguments {
     /// Look for user, password and account in this file [default: $NETRC or ~/.netrc].
     #[arg(long, value_name = "FILE")]
     netrc: Option<PathBuf>,
+
+    #[command(flatten, next_help_heading = "TLS")]
+    tls: TlsArguments,
 
     /// Append messages to this file, instead of the system's log.
     #[arg(long, value_name = "FILE")]

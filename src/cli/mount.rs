@@ -211,6 +211,7 @@ fn connect_failure(error: &ftp::Error) -> Failure {
     let status = match error {
         ftp::Error::Login(_) | ftp::Error::NeedAccount(_) => Status::Login,
         ftp::Error::NoDirectory(_) => Status::Directory,
+        ftp::Error::Tls(_) | ftp::Error::DataTls(_) => Status::Tls,
         ftp::Error::BadName(_) => Status::Usage,
         ftp::Error::Refused(_)
         | ftp::Error::Closing(_)
@@ -253,6 +254,7 @@ impl Served for State {
             read_only: self.config.options.read_only,
             ttl_seconds: self.config.options.ttl.as_secs_f64(),
             welcome: pool.welcome(),
+            protection: pool.protection(),
             connections: Connections {
                 limit: snapshot.limit,
                 open: snapshot.open,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::exit::Failure;
+use super::tls::TlsArguments;
 
 /// More connections than this help no server, and FUSE loops are started for each.
 const MOST_CONNECTIONS: usize = 64;
@@ -70,6 +71,7 @@ pub(crate) struct Words {
     pub(crate) password_file: Option<PathBuf>,
     pub(crate) netrc: Option<PathBuf>,
     pub(crate) log: Option<PathBuf>,
+    pub(crate) tls: TlsArguments,
 }
 
 impl Words {
@@ -111,6 +113,7 @@ impl Words {
             "password_file" => self.password_file = Some(path()),
             "netrc" => self.netrc = Some(path()),
             "log" => self.log = Some(path()),
+            _ if self.tls.take(name, &text()).map_err(bad)? => {}
             _ => {
                 let is_comment = name.starts_with("x-")
                     || name.starts_with("X-")

@@ -1,5 +1,5 @@
-//! What is mounted: the first argument, `ftp://user:password@host:port/dir` or the same without a
-//! scheme.
+//! What is mounted: the first argument, `ftp://user:password@host:port/dir` (or `ftps`, `ftpes`), or
+//! the same without a scheme.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -7,14 +7,19 @@ use std::os::unix::ffi::OsStrExt;
 use percent_encoding::percent_decode;
 
 use super::exit::Failure;
-use crate::ftp::Secret;
+use crate::ftp::{Secret, TlsMode};
 
 /// The port of the control connection (RFC 959 §8).
 const FTP_PORT: u16 = 21;
 
+/// The same where TLS comes first (IANA's `ftps`).
+const IMPLICIT_PORT: u16 = 990;
+
 /// The parts of a source; what was not said is `None`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Remote {
+    /// What the scheme says of TLS: `ftps` implicit, `ftpes` explicit, `ftp` nothing.
+    pub(crate) tls: Option<TlsMode>,
     pub(crate) user: Option<String>,
     pub(crate) password: Option<Secret>,
     pub(crate) host: String,
@@ -29,16 +34,18 @@ impl Remote {
     pub(crate) fn parse(source: &OsStr) -> Result<Self, Failure> {
         let bytes = source.as_bytes();
         let scheme = bytes.windows(3).position(|window| window == b"://");
-        let (rest, is_url) = match scheme.map(|at| (bytes.get(..at), bytes.get(at + 3..))) {
-            Some((Some(b"ftp"), Some(rest))) => (rest, true),
+        let (rest, is_url, tls) = match scheme.map(|at| (bytes.get(..at), bytes.get(at + 3..))) {
+            Some((Some(b"ftp"), Some(rest))) => (rest, true, None),
+            Some((Some(b"ftps"), Some(rest))) => (rest, true, Some(TlsMode::Implicit)),
+            Some((Some(b"ftpes"), Some(rest))) => (rest, true, Some(TlsMode::Explicit)),
             // A `://` further on belongs to a directory or a password.
             Some((Some(word), _)) if word.iter().all(u8::is_ascii_alphanumeric) => {
                 return Err(Failure::usage(format!(
-                    "{}:// is not a scheme that ftpfs knows; write ftp://host/dir",
+                    "{}:// is not a scheme that ftpfs knows; write ftp://, ftps:// or ftpes://",
                     String::from_utf8_lossy(word)
                 )));
             }
-            _ => (bytes, false),
+            _ => (bytes, false, None),
         };
         // RFC 1738: the first slash ends the authority, so one in a password is written %2F; the
         // last @ before it ends the password, so that an e-mail address serves as a user name.
@@ -55,12 +62,14 @@ impl Remote {
             None => (None, None),
         };
         let (host, port) = split_host(place)?;
+        let usual = if tls == Some(TlsMode::Implicit) { IMPLICIT_PORT } else { FTP_PORT };
         let directory = decode(directory.strip_prefix(b"/").unwrap_or(directory));
         Ok(Self {
+            tls,
             user: user.filter(|user| !user.is_empty()).map(text).transpose()?,
             password: password.map(Secret::new),
             host,
-            port,
+            port: port.unwrap_or(usual),
             directory,
         })
     }
@@ -75,7 +84,7 @@ fn split_once(bytes: &[u8], separator: u8) -> (&[u8], Option<&[u8]>) {
 
 /// `host`, `host:port`, `host:` (before an absolute directory, as scp and NFS write it), `[v6]`,
 /// `[v6]:port`, or a bare IPv6 address.
-fn split_host(place: &[u8]) -> Result<(String, u16), Failure> {
+fn split_host(place: &[u8]) -> Result<(String, Option<u16>), Failure> {
     let place = text(place.to_vec())?;
     let (host, port) = if let Some(inner) = place.strip_prefix('[') {
         let Some((host, rest)) = inner.split_once(']') else {
@@ -91,10 +100,10 @@ fn split_host(place: &[u8]) -> Result<(String, u16), Failure> {
         return Err(Failure::usage("no host is named; write [user@]host[:port][/dir]".to_owned()));
     }
     let port = match port {
-        "" => FTP_PORT,
-        digits => digits.parse().ok().filter(|port| *port != 0).ok_or_else(|| {
+        "" => None,
+        digits => Some(digits.parse().ok().filter(|port| *port != 0).ok_or_else(|| {
             Failure::usage(format!("“{digits}” is not a port; it must be a number from 1 to 65535"))
-        })?,
+        })?),
     };
     Ok((host.to_owned(), port))
 }
@@ -114,7 +123,7 @@ mod tests {
     }
 
     fn shown(source: &str) -> String {
-        let Remote { user, password, host, port, directory } = parse(source);
+        let Remote { user, password, host, port, directory, .. } = parse(source);
         let password = password.map(|password| String::from_utf8(password.expose().to_vec()));
         format!(
             "{} {} {host} {port} {}",
@@ -138,6 +147,9 @@ mod tests {
         assert_eq!(shown("ftp://[::1]:2121/x"), "- - ::1 2121 x");
         assert_eq!(shown("fe80::1%eth0/x"), "- - fe80::1%eth0 21 x");
         assert_eq!(shown("ftp://bob:@nas"), "bob  nas 21 ");
+        assert_eq!(shown("ftps://nas"), "- - nas 990 ");
+        assert_eq!(shown("ftpes://nas"), "- - nas 21 ");
+        assert_eq!(parse("ftpes://nas").tls, Some(TlsMode::Explicit));
     }
 
     #[test]

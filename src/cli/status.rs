@@ -54,6 +54,8 @@ fn write_report(text: &mut String, report: &Report) {
         connections.parked,
         connections.leased
     );
+    let protection = if report.protection.is_empty() { "none" } else { &report.protection };
+    let _ = writeln!(text, "  encryption: {protection}");
     if report.pending.is_empty() {
         text.push_str("  everything is on the server\n");
     } else {

@@ -1,7 +1,7 @@
 //! From a target to a logged-in session: TCP with deadlines, login, FEAT, TYPE I.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -13,8 +13,10 @@ use super::error::{Error, Reply};
 use super::path::{ByteEncoding, RemotePath, to_wire};
 use super::pool::Slot;
 use super::secret::Secret;
-use super::server::{Server, lock};
+use super::server::{Habit, Server, Verdict, lock};
 use super::session::{Client, Session};
+use super::stream::{Control, Maker};
+use super::tls::{Tls, TlsMode, TlsSettings};
 
 /// Which server, who, and how patiently.
 #[derive(Clone, Debug)]
@@ -36,6 +38,7 @@ pub struct Target {
     pub timeout: Duration,
     /// The most control connections at once.
     pub connections: usize,
+    pub tls: TlsSettings,
 }
 
 /// Opens sessions to one target.
@@ -43,14 +46,16 @@ pub struct Target {
 pub(crate) struct Connector {
     target: Target,
     server: Arc<Server>,
+    tls: Tls,
     /// The address that worked last; tried first, so that a name with several addresses stays on
     /// one server (mirrors differ). Leaf lock, never held across I/O.
     pinned: Mutex<Option<SocketAddr>>,
 }
 
 impl Connector {
-    pub(crate) fn new(target: Target) -> Self {
-        Self { target, server: Arc::new(Server::new()), pinned: Mutex::new(None) }
+    pub(crate) fn new(target: Target) -> Result<Self, Error> {
+        let tls = Tls::new(&target.tls, &target.host, target.port)?;
+        Ok(Self { target, server: Arc::new(Server::new()), tls, pinned: Mutex::new(None) })
     }
 
     pub(crate) fn target(&self) -> &Target {
@@ -64,21 +69,30 @@ impl Connector {
     /// Connects and logs in. The first session also finds out what the server can and where the
     /// mount begins; the others only repeat what each session needs.
     pub(crate) fn open(&self, slot: Slot) -> Result<Session, Error> {
-        let socket = self.dial()?;
-        let control = socket.try_clone().map_err(Error::Broken)?;
-        let client = Client::connect_with_stream(socket).map_err(sort_greeting)?;
+        let control = Arc::new(Control::new(self.dial()?));
+        let only_tls12 = !self.server.may(Habit::Tls13);
+        if self.tls.settings().mode == TlsMode::Implicit {
+            self.protect_control(&control, only_tls12)?;
+        }
+        let data = Arc::new(Mutex::new(None));
+        let client = greet(Maker::new(Arc::clone(&control), Arc::clone(&data)))?;
         let welcome = client.get_welcome_msg().unwrap_or_default().to_owned();
-        let mut session =
-            Session::new(client, control, Arc::clone(&self.server), self.target.timeout, slot);
+        let server = Arc::clone(&self.server);
+        let mut session = Session::new(client, control, data, server, self.target.timeout, slot);
         let first = self.server.base().is_none();
         if first {
             log::info!("welcome: {welcome}");
             self.server.set_welcome(welcome);
             self.ask_features(&mut session)?;
         }
+        self.protect(&mut session, only_tls12)?;
         self.login(&mut session)?;
         if first {
             self.ask_features(&mut session)?;
+        }
+        if self.tls.settings().clear_control && session.protocol().is_some() {
+            session.expect("CCC")?;
+            session.control().unprotect().map_err(Error::Broken)?;
         }
         self.prepare(&mut session)?;
         if first {
@@ -86,6 +100,88 @@ impl Connector {
             self.server.set_base(base);
         }
         Ok(session)
+    }
+
+    /// TLS as the user wants it and the server can, before the password is sent.
+    fn protect(&self, session: &mut Session, only_tls12: bool) -> Result<(), Error> {
+        let settings = self.tls.settings();
+        match settings.mode {
+            TlsMode::Off => return Ok(()),
+            TlsMode::Implicit => {}
+            TlsMode::Auto if self.server.has_features() && !self.server.offers("AUTH") => {
+                return self.stay_in_clear("does not offer TLS");
+            }
+            TlsMode::Auto if !self.server.may(Habit::Auth) => {
+                return self.stay_in_clear("refuses TLS");
+            }
+            TlsMode::Auto | TlsMode::Explicit => {
+                let reply = session.command("AUTH TLS")?;
+                match reply.code {
+                    // 234 by RFC 4217 §4; 334 was a draft's.
+                    234 | 334 => self.protect_control(session.control(), only_tls12)?,
+                    421 => return Err(Error::Closing(reply)),
+                    _ if settings.mode == TlsMode::Auto => {
+                        self.server.learn(Habit::Auth, Verdict::No);
+                        return self.stay_in_clear("refuses TLS");
+                    }
+                    _ => return Err(Error::Tls(format!("the server refuses AUTH TLS: {reply}"))),
+                }
+            }
+        }
+        // RFC 4217 §9: PBSZ comes first, and its only value for TLS is 0.
+        session.command("PBSZ 0")?;
+        if settings.clear_data {
+            session.expect("PROT C")?;
+        } else {
+            let reply = session.command("PROT P")?;
+            if !reply.is_success() {
+                return Err(Error::Tls(format!(
+                    "the server refuses to protect data: {reply}; --tls-data=clear does without"
+                )));
+            }
+            session.protect_data(self.tls.name());
+        }
+        let version = match session.protocol() {
+            Some(rustls::ProtocolVersion::TLSv1_3) => "TLS 1.3",
+            _ => "TLS 1.2",
+        };
+        let data = if settings.clear_data { ", data in clear text" } else { "" };
+        self.server.set_protection(format!("{version}, {}{data}", self.tls.verifier().verdict()));
+        Ok(())
+    }
+
+    fn protect_control(&self, control: &Control, only_tls12: bool) -> Result<(), Error> {
+        let config = self.tls.session_config(only_tls12)?;
+        let Err(error) = control.protect(config, self.tls.name()) else { return Ok(()) };
+        if let Some(why) = self.tls.verifier().take_refusal() {
+            return Err(Error::Tls(why));
+        }
+        Err(match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                Error::TimedOut("the TLS handshake")
+            }
+            io::ErrorKind::InvalidData | io::ErrorKind::Other => {
+                Error::Tls(format!("the TLS handshake failed: {error}"))
+            }
+            _ => Error::Broken(error),
+        })
+    }
+
+    /// Clear text, if that server never spoke TLS.
+    fn stay_in_clear(&self, why: &str) -> Result<(), Error> {
+        let host = &self.target.host;
+        if self.tls.verifier().knows_host() {
+            return Err(Error::Tls(format!(
+                "{host} spoke TLS before and now {why}; somebody may be in between. If clear text \
+                 is all right, say --tls=off"
+            )));
+        }
+        // What stays on this machine (a server here, a tunnel's end) is heard by nobody else.
+        let is_local = lock(&self.pinned).is_some_and(|address| address.ip().is_loopback());
+        if self.server.base().is_none() && self.target.user != "anonymous" && !is_local {
+            log::warn!("{host} {why}: the password and all data travel in clear text");
+        }
+        Ok(())
     }
 
     /// A control socket, from the address that worked last or from the first that answers.
@@ -244,6 +340,16 @@ fn prepare_socket(stream: &TcpStream, timeout: Duration) -> io::Result<()> {
         .with_interval(Duration::from_secs(15))
         .with_retries(4);
     socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
+
+/// suppaftp reads the greeting. It would connect by itself, without deadlines and without TLS of
+/// ours; so it is given an address of this very machine, where nobody speaks, and `maker` puts
+/// the true connection in its place.
+fn greet(maker: Maker) -> Result<Client, Error> {
+    let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(Error::Broken)?;
+    let address = nobody.local_addr().map_err(Error::Broken)?;
+    // The name is not used: `maker` knows it.
+    Client::connect_secure_implicit(address, maker, "").map_err(sort_greeting)
 }
 
 /// A greeting other than 220 speaks of the number of connections or of a server going down.

@@ -88,6 +88,10 @@ pub enum Error {
     Login(Reply),
     /// The server wants an account (332) and none was given.
     NeedAccount(Reply),
+    /// TLS failed, or the server's certificate is not trusted; the text says what to do.
+    Tls(String),
+    /// TLS on a data connection failed; the session is out of step.
+    DataTls(String),
     /// The server has all the connections it allows, and none of them is ours.
     TooMany(Reply),
     /// The directory to be mounted is not there.
@@ -108,7 +112,7 @@ impl Error {
 
     /// Was the session lost, so that the same request may succeed on a fresh one?
     pub fn lost_session(&self) -> bool {
-        matches!(self, Self::Broken(_) | Self::Closing(_))
+        matches!(self, Self::Broken(_) | Self::Closing(_) | Self::DataTls(_))
     }
 
     /// The reply, if it was a refusal of the request itself.
@@ -142,6 +146,7 @@ impl Error {
     pub(crate) fn from_suppaftp(error: FtpError) -> Self {
         match error {
             FtpError::ConnectionError(cause) => Self::from_io(cause, "a reply"),
+            FtpError::SecureError(why) => Self::DataTls(why),
             FtpError::UnexpectedResponse(response) => Self::from_reply(Reply::parse(response.body)),
             other => Self::Broken(io::Error::new(io::ErrorKind::InvalidData, other.to_string())),
         }
@@ -167,6 +172,7 @@ impl fmt::Display for Error {
             Self::NeedAccount(reply) => {
                 write!(f, "the server asks for an account (netrc “account”): {reply}")
             }
+            Self::DataTls(why) | Self::Tls(why) => f.write_str(why),
             Self::TooMany(reply) => write!(f, "the server has no connection left: {reply}"),
             Self::NoDirectory(reply) => write!(f, "no such directory on the server: {reply}"),
             Self::Down(cause) => write!(f, "the server is not reachable just now: {cause}"),

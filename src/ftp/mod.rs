@@ -13,8 +13,10 @@ mod pool;
 mod secret;
 mod server;
 mod session;
+mod stream;
 mod tls;
 mod transfer;
+mod trust;
 
 pub use connect::Target;
 pub use error::{Error, Reply};
@@ -23,4 +25,6 @@ pub use path::{BadName, RemotePath, check_name};
 pub use pool::{Pool, PoolSnapshot};
 pub use secret::Secret;
 pub use session::{Session, Stat};
+pub use tls::{Authorities, Identity, TlsMode, TlsSettings};
 pub use transfer::{Download, Upload};
+pub use trust::{Fingerprint, Trust};

@@ -62,7 +62,7 @@ impl Pool {
             closed: false,
         };
         let shared = Arc::new(Shared {
-            connector: Connector::new(target),
+            connector: Connector::new(target)?,
             state: Mutex::new(state),
             changed: Condvar::new(),
             born: Instant::now(),
@@ -76,6 +76,11 @@ impl Pool {
     /// The server's greeting.
     pub fn welcome(&self) -> String {
         self.shared.connector.server().welcome()
+    }
+
+    /// Version of TLS and why the server is trusted; empty for clear text.
+    pub fn protection(&self) -> String {
+        self.shared.connector.server().protection()
     }
 
     /// User, host and port, without secrets.

@@ -36,10 +36,14 @@ pub(crate) enum Habit {
     Size,
     /// Answers MDTM (RFC 3659 §3).
     Mdtm,
+    /// Begins TLS by AUTH TLS (RFC 4217).
+    Auth,
+    /// Resumes TLS 1.3 sessions on data connections as often as it asks for it.
+    Tls13,
 }
 
 /// How many habits there are.
-const HABITS: usize = Habit::Mdtm as usize + 1;
+const HABITS: usize = Habit::Tls13 as usize + 1;
 
 /// What is known of one habit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +66,8 @@ pub(crate) struct Server {
     zone_offset: Mutex<Option<i32>>,
     /// The greeting, for `-v`.
     welcome: Mutex<String>,
+    /// How connections are protected, for `status`.
+    protection: Mutex<String>,
     /// Listing lines that no parser understood, so far.
     odd_lines: AtomicUsize,
 }
@@ -74,6 +80,7 @@ impl Server {
             base: Mutex::default(),
             zone_offset: Mutex::default(),
             welcome: Mutex::default(),
+            protection: Mutex::default(),
             odd_lines: AtomicUsize::new(0),
         }
     }
@@ -154,6 +161,20 @@ impl Server {
 
     pub(crate) fn set_welcome(&self, text: String) {
         *lock(&self.welcome) = text;
+    }
+
+    /// Did the server answer FEAT?
+    pub(crate) fn has_features(&self) -> bool {
+        !lock(&self.features).is_empty()
+    }
+
+    /// Empty where nothing is protected.
+    pub(crate) fn protection(&self) -> String {
+        lock(&self.protection).clone()
+    }
+
+    pub(crate) fn set_protection(&self, text: String) {
+        *lock(&self.protection) = text;
     }
 
     /// Counts listing lines that were not understood and says so once.

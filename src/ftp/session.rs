@@ -4,11 +4,13 @@
 //! transfer whose data are already at hand. The next call reads it first.
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::{Shutdown, TcpStream};
-use std::sync::Arc;
+use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustls::ProtocolVersion;
+use rustls::pki_types::ServerName;
 use suppaftp::types::Mode;
 use suppaftp::{FtpError, ImplFtpStream, Status, TransferStream};
 
@@ -17,11 +19,11 @@ use super::error::{Error, Reply};
 use super::listing::{Entry, Kind, Line, ListParser, Precision, Timestamp, parse_mlsd};
 use super::path::{RemotePath, to_wire};
 use super::pool::Slot;
-use super::server::{Habit, Server, Verdict};
-use super::tls;
+use super::server::{Habit, Server, Verdict, lock};
+use super::stream::{Control, DataProtection, Stream};
 
-pub(crate) type Client = ImplFtpStream<tls::Stream>;
-pub(crate) type Data = TransferStream<tls::Stream>;
+pub(crate) type Client = ImplFtpStream<Stream>;
+pub(crate) type Data = TransferStream<Stream>;
 
 /// The longest line of a listing: a path of PATH_MAX (4096) bytes, each perhaps sent as two
 /// (telnet IAC), and as much again for facts.
@@ -45,9 +47,11 @@ pub struct Stat {
 /// One logged-in control connection.
 pub struct Session {
     client: Client,
-    /// The socket of `client`, to shut it when a transfer is thrown away: suppaftp would wait
-    /// for the server's reply otherwise.
-    control: TcpStream,
+    /// What `client` talks over; also to shut it when a transfer is thrown away, as suppaftp
+    /// would wait for the server's reply otherwise.
+    control: Arc<Control>,
+    /// What the maker of data connections protects them with.
+    protection: Arc<Mutex<Option<DataProtection>>>,
     /// A transfer read to its end, or abandoned, whose reply is still to come.
     owed: Option<Data>,
     server: Arc<Server>,
@@ -60,7 +64,8 @@ pub struct Session {
 impl Session {
     pub(crate) fn new(
         client: Client,
-        control: TcpStream,
+        control: Arc<Control>,
+        protection: Arc<Mutex<Option<DataProtection>>>,
         server: Arc<Server>,
         timeout: Duration,
         slot: Slot,
@@ -75,11 +80,45 @@ impl Session {
         // Data connections go to the control connection's peer, whatever PASV says (RFC 2577 §2
         // names the bounce attack; servers behind NAT tell a private address).
         client.set_passive_nat_workaround(true);
-        Self { client, control, owed: None, server, data_named, slot }
+        Self { client, control, protection, owed: None, server, data_named, slot }
     }
 
     pub(crate) fn server(&self) -> &Server {
         &self.server
+    }
+
+    pub(crate) fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// The version of TLS on the control connection.
+    pub(crate) fn protocol(&self) -> Option<ProtocolVersion> {
+        self.control.protocol()
+    }
+
+    /// Data connections are under TLS from now on, resuming the control connection's session.
+    pub(crate) fn protect_data(&self, name: ServerName<'static>) {
+        let config = self.control.config();
+        *lock(&self.protection) = config.map(|config| DataProtection { config, name });
+    }
+
+    /// A data connection that did not resume the TLS session is refused with 522 (vsftpd 3.0.3)
+    /// or 425 (ProFTPD 1.3.8). That cannot happen with TLS 1.2: the caller tries again with it.
+    pub(crate) fn sort_refusal(&self, error: Error) -> Error {
+        let is_refusal = match &error {
+            Error::Refused(reply) => matches!(reply.code, 425 | 522),
+            Error::DataTls(_) => true,
+            _ => false,
+        };
+        if is_refusal && self.speaks_tls13() && lock(&self.protection).is_some() {
+            self.server.learn(Habit::Tls13, Verdict::No);
+            return Error::Broken(std::io::Error::other(format!("{error}; TLS 1.2 from now on")));
+        }
+        error
+    }
+
+    fn speaks_tls13(&self) -> bool {
+        self.protocol() == Some(ProtocolVersion::TLSv1_3)
     }
 
     /// Back to the pool. Only for a session whose last reply was read, or is `owed`.
@@ -97,7 +136,7 @@ impl Session {
     /// the bytes of that transfer were complete, or nobody wanted them.
     pub(crate) fn settle(&mut self) -> Result<(), Error> {
         let Some(owed) = self.owed.take() else { return Ok(()) };
-        match owed.finish().map_err(Error::from_suppaftp) {
+        match owed.finish().map_err(|error| self.sort_refusal(Error::from_suppaftp(error))) {
             Ok(()) | Err(Error::Refused(_)) => Ok(()),
             Err(error) => Err(error),
         }
@@ -113,23 +152,16 @@ impl Session {
     }
 
     /// Has the server closed the idle connection, or said something that nobody asked for? Looks
-    /// at the socket without waiting and without a word on the wire.
+    /// without waiting and without a word on the wire.
     pub(crate) fn is_stale(&self) -> bool {
-        if self.owes() {
-            return false;
-        }
-        if self.control.set_nonblocking(true).is_err() {
-            return true;
-        }
-        let silent = matches!(self.control.peek(&mut [0]),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock);
-        !silent || self.control.set_nonblocking(false).is_err()
+        let is_outdated = self.speaks_tls13() && !self.server.may(Habit::Tls13);
+        is_outdated || (!self.owes() && self.control.has_unread())
     }
 
     /// Ends the conversation so that nothing waits for it any more.
     pub(crate) fn shut(&self) {
         // Fails only when it is shut already.
-        let _ = self.control.shutdown(Shutdown::Both);
+        let _ = self.control.socket().shutdown(Shutdown::Both);
     }
 
     /// One command, one reply, whatever it says.
@@ -204,7 +236,7 @@ impl Session {
             let opened = self
                 .client
                 .custom_data_command(command, &[Status::AboutToSend, Status::AlreadyOpen])
-                .map_err(Error::from_suppaftp);
+                .map_err(|error| self.sort_refusal(Error::from_suppaftp(error)));
             let named = self.data_named.load(Ordering::Relaxed);
             match opened {
                 Ok((_, data)) => {
@@ -309,7 +341,10 @@ impl Session {
         if listed.is_err() {
             self.shut();
         }
-        let finished = reader.into_inner().finish().map_err(Error::from_suppaftp);
+        let finished = reader
+            .into_inner()
+            .finish()
+            .map_err(|error| self.sort_refusal(Error::from_suppaftp(error)));
         let listed = listed?;
         finished?;
         self.server.count_odd_lines(listed.odd, &listed.sample);
@@ -460,7 +495,7 @@ impl Session {
     /// Says good-bye, so that the server frees the slot at once instead of at its time-out.
     pub(crate) fn quit(mut self) {
         // 1 s: it is a courtesy, the connection is closed either way.
-        let _ = self.control.set_read_timeout(Some(Duration::from_secs(1)));
+        let _ = self.control.socket().set_read_timeout(Some(Duration::from_secs(1)));
         let _ = self.command("QUIT");
     }
 }

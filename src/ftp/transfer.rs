@@ -85,6 +85,11 @@ impl Download {
         }
     }
 
+    /// Under TLS: did the data end without the close_notify that nobody in between can make?
+    pub fn was_cut(&self) -> bool {
+        matches!(self.data.get_ref(), DataStream::Ssl(stream) if stream.was_cut())
+    }
+
     /// At the end of the data: asks whether the server says it was all (226 or 250).
     pub fn finish(self) -> Result<(), Error> {
         let Self { session, data, .. } = self;
@@ -145,8 +150,8 @@ impl Upload {
         if !error.lost_session() {
             return error;
         }
-        let Some((session, data)) = self.under_way.take() else { return error };
-        reset(&data);
+        let Some((session, mut data)) = self.under_way.take() else { return error };
+        reset(&mut data);
         match complete(session, data) {
             Err(Error::Refused(reply)) => Error::Refused(reply),
             _ => error,
@@ -164,7 +169,7 @@ impl Upload {
     /// What was sent is not wanted. The session returns to the pool, owing the reply.
     pub fn abort(mut self) {
         if let Some((mut session, mut data)) = self.under_way.take() {
-            reset(&data);
+            reset(&mut data);
             if close_early(&mut data) {
                 session.owe(data);
                 session.give_back();
@@ -179,7 +184,7 @@ impl Drop for Upload {
     /// After an error: a reset instead of a proper end, as the server must not take the part for
     /// the whole.
     fn drop(&mut self) {
-        if let Some((session, data)) = &self.under_way {
+        if let Some((session, data)) = &mut self.under_way {
             reset(data);
             session.shut();
         }
@@ -198,7 +203,10 @@ fn lose_or_give_back(session: Session, error: Error) -> Error {
 fn send_part(data: &mut Data, file: &File, offset: u64, length: usize) -> Result<u64, Error> {
     let sent = match data.get_ref() {
         DataStream::Tcp(socket) => send_file(socket, file, offset, length),
-        DataStream::Ssl(_) => send_copy(data, file, offset, length),
+        DataStream::Ssl(stream) => match stream.plain_socket() {
+            Some(socket) => send_file(socket, file, offset, length),
+            None => send_copy(data, file, offset, length),
+        },
     };
     match sent {
         Ok(0) => Err(Error::Broken(io::ErrorKind::UnexpectedEof.into())),
@@ -233,20 +241,30 @@ fn send_file(socket: &TcpStream, file: &File, offset: u64, length: usize) -> io:
 fn send_copy(data: &mut Data, file: &File, offset: u64, length: usize) -> io::Result<usize> {
     let mut block = vec![0; length.min(COPY_BLOCK)];
     let count = file.read_at(&mut block, offset)?;
-    data.write_all(block.get(..count).unwrap_or_default())?;
+    // Not through suppaftp's own `write`: it would drain the connection its own way at the end.
+    data.get_mut().write_all(block.get(..count).unwrap_or_default())?;
     Ok(count)
 }
 
 /// Closing the data connection sends a reset from now on.
-fn reset(data: &Data) {
+fn reset(data: &mut Data) {
+    abandon(data);
     let socket = SockRef::from(data.get_ref().get_ref());
     // Fails only when the connection is gone already.
     let _ = socket.set_linger(Some(std::time::Duration::ZERO));
 }
 
+/// Under TLS: no proper end.
+fn abandon(data: &mut Data) {
+    if let DataStream::Ssl(stream) = data.get_mut() {
+        stream.abandon();
+    }
+}
+
 /// Closes the data connection although the transfer goes on, by putting another socket in its
 /// place: suppaftp would wait for the reply. False without a descriptor to spare.
 fn close_early(data: &mut Data) -> bool {
+    abandon(data);
     match Socket::new(Domain::IPV4, Type::STREAM, None) {
         Ok(stand_in) => {
             let stand_in = DataStream::Tcp(TcpStream::from(stand_in));
@@ -259,7 +277,7 @@ fn close_early(data: &mut Data) -> bool {
 
 /// Closes the data connection, reads the reply, and returns the session when it is in step.
 fn complete(session: Session, data: Data) -> Result<(), Error> {
-    let finished = data.finish().map_err(Error::from_suppaftp);
+    let finished = data.finish().map_err(|error| session.sort_refusal(Error::from_suppaftp(error)));
     match &finished {
         Ok(()) => session.give_back(),
         Err(error) if error.leaves_session_usable() => session.give_back(),

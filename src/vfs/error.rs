@@ -70,6 +70,8 @@ impl From<ftp::Error> for Error {
             ftp::Error::BadName(_) => Self::BadName(text),
             ftp::Error::Closing(_)
             | ftp::Error::Broken(_)
+            | ftp::Error::Tls(_)
+            | ftp::Error::DataTls(_)
             | ftp::Error::Resolve { .. }
             | ftp::Error::Connect { .. }
             | ftp::Error::TooMany(_)

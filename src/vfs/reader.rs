@@ -139,6 +139,9 @@ impl Reader {
     /// became shorter: then what was read is still one version if it is one stretch.
     fn end_early(&mut self, download: Download, path: &RemotePath) -> Result<()> {
         let end = self.window.end();
+        if download.was_cut() {
+            return Err(Error::Io("the data ended without TLS saying so: perhaps cut".into()));
+        }
         download.finish().map_err(|error| Error::Io(error.to_string()))?;
         if self.version.size.is_some() && !self.is_one_stretch {
             return Err(Error::Stale(format!("{path} became shorter while it was read")));

@@ -1,0 +1,419 @@
+//! The stream type that suppaftp runs over: control or data, plain or under TLS.
+//!
+//! The control connection gives at most one line to a read. What the server sent beyond it stays
+//! here, where `has_unread` sees it: so a reply that nobody asked for is noticed before it is
+//! taken for the answer to the next command. It can change to TLS and back (RFC 4217) under the
+//! client that uses it.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, ProtocolVersion, StreamOwned};
+use suppaftp::{FtpError, FtpResult, TlsConnector, TlsStream};
+
+/// One segment's worth; replies are lines.
+const CONTROL_BUFFER: usize = 4096;
+
+/// How long to wait after an upload for the server's last TLS records. The ticket among them
+/// saves a refused session later; without it the upload is as complete.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// What suppaftp reads and writes.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    Control(Arc<Control>),
+    Data(DataSocket),
+}
+
+impl Stream {
+    /// A data connection's socket, if bytes may go to it as they are.
+    pub(crate) fn plain_socket(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Data(DataSocket::Plain(socket)) => Some(socket),
+            Self::Data(DataSocket::Tls(_)) | Self::Control(_) => None,
+        }
+    }
+
+    /// Did the data end in a way that somebody on the line could have made?
+    pub(crate) fn was_cut(&self) -> bool {
+        matches!(self, Self::Data(DataSocket::Tls(protected)) if protected.was_cut)
+    }
+
+    /// No proper end when it is closed: what was sent must not be taken for the whole.
+    pub(crate) fn abandon(&mut self) {
+        if let Self::Data(DataSocket::Tls(protected)) = self {
+            protected.is_abandoned = true;
+        }
+    }
+}
+
+impl TlsStream for Stream {
+    type InnerStream = Self;
+
+    fn tcp_stream(self) -> FtpResult<TcpStream> {
+        self.get_ref().try_clone().map_err(FtpError::ConnectionError)
+    }
+
+    fn get_ref(&self) -> &TcpStream {
+        match self {
+            Self::Control(control) => &control.socket,
+            Self::Data(data) => data.socket(),
+        }
+    }
+
+    fn mut_ref(&mut self) -> &mut Self {
+        self
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Control(control) => control.read_line_part(buffer),
+            Self::Data(data) => data.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Control(control) => control.write(bytes),
+            Self::Data(data) => data.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Control(_) => Ok(()),
+            Self::Data(data) => data.flush(),
+        }
+    }
+}
+
+/// The control connection; shared by suppaftp's client and the session, which take turns.
+#[derive(Debug)]
+pub(crate) struct Control {
+    socket: TcpStream,
+    line: Mutex<Line>,
+}
+
+#[derive(Debug)]
+struct Line {
+    tls: Option<ClientConnection>,
+    config: Option<Arc<ClientConfig>>,
+    /// Received and not yet read.
+    unread: Vec<u8>,
+}
+
+impl Control {
+    pub(crate) fn new(socket: TcpStream) -> Self {
+        Self { socket, line: Mutex::new(Line { tls: None, config: None, unread: Vec::new() }) }
+    }
+
+    /// For deadlines, and to shut it while somebody waits.
+    pub(crate) fn socket(&self) -> &TcpStream {
+        &self.socket
+    }
+
+    /// Begins TLS: the handshake is done when this returns.
+    pub(crate) fn protect(
+        &self,
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
+    ) -> io::Result<()> {
+        let mut tls = ClientConnection::new(Arc::clone(&config), name).map_err(io::Error::other)?;
+        let mut line = self.lock();
+        if !line.unread.is_empty() {
+            // Bytes in clear text behind the 234 would be taken for protected ones (CVE-2011-0411
+            // and its kin).
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "text before the TLS handshake",
+            ));
+        }
+        complete_handshake(&mut tls, &self.socket)?;
+        line.tls = Some(tls);
+        line.config = Some(config);
+        Ok(())
+    }
+
+    /// What TLS began with; its tickets belong to this connection.
+    pub(crate) fn config(&self) -> Option<Arc<ClientConfig>> {
+        self.lock().config.clone()
+    }
+
+    /// Ends TLS after CCC (RFC 4217 §12.3): the server and we say close_notify, and go on in clear.
+    pub(crate) fn unprotect(&self) -> io::Result<()> {
+        let mut line = self.lock();
+        if let Some(mut tls) = line.tls.take() {
+            tls.send_close_notify();
+            while tls.wants_write() {
+                tls.write_tls(&mut &self.socket)?;
+            }
+            // The server's close_notify must be out of the way before clear text follows.
+            while !tls.process_new_packets().map_err(io::Error::other)?.peer_has_closed() {
+                if tls.read_tls(&mut &self.socket)? == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The version of TLS, if there is any.
+    pub(crate) fn protocol(&self) -> Option<ProtocolVersion> {
+        self.lock().tls.as_ref()?.protocol_version()
+    }
+
+    /// Has the server said anything that nobody asked for, or closed the connection? Waits for
+    /// nothing.
+    pub(crate) fn has_unread(&self) -> bool {
+        let mut line = self.lock();
+        if !line.unread.is_empty() || self.socket.set_nonblocking(true).is_err() {
+            return true;
+        }
+        let unread = match &mut line.tls {
+            None => !is_silence(&self.socket.peek(&mut [0])),
+            Some(tls) => loop {
+                // Tickets are not words: only text and the end count.
+                let read = tls.read_tls(&mut &self.socket);
+                let state = tls.process_new_packets();
+                let has_text = state.is_ok_and(|state| {
+                    state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed()
+                });
+                if is_silence(&read) && has_text {
+                    break false;
+                }
+                if !matches!(read, Ok(count) if count > 0) || !has_text {
+                    break true;
+                }
+            },
+        };
+        self.socket.set_nonblocking(false).is_err() || unread
+    }
+
+    /// At most one line, so that what follows it stays here.
+    fn read_line_part(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut line = self.lock();
+        if line.unread.is_empty() {
+            let mut block = [0; CONTROL_BUFFER];
+            let count = match &mut line.tls {
+                None => (&self.socket).read(&mut block)?,
+                Some(tls) => read_tls(tls, &self.socket, &mut block)?,
+            };
+            line.unread.extend_from_slice(block.get(..count).unwrap_or_default());
+        }
+        let end = line.unread.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
+        let count = end.unwrap_or(line.unread.len()).min(buffer.len());
+        for (to, from) in buffer.iter_mut().zip(line.unread.drain(..count)) {
+            *to = from;
+        }
+        Ok(count)
+    }
+
+    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        let mut line = self.lock();
+        match &mut line.tls {
+            None => (&self.socket).write(bytes),
+            Some(tls) => {
+                let mut socket = &self.socket;
+                let mut stream = rustls::Stream::new(tls, &mut socket);
+                let count = stream.write(bytes)?;
+                stream.flush()?;
+                Ok(count)
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_silence<T>(result: &io::Result<T>) -> bool {
+    matches!(result, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// A control connection that ends without close_notify has ended all the same.
+fn read_tls(
+    tls: &mut ClientConnection,
+    mut socket: &TcpStream,
+    block: &mut [u8],
+) -> io::Result<usize> {
+    match rustls::Stream::new(tls, &mut socket).read(block) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
+        result => result,
+    }
+}
+
+fn complete_handshake(tls: &mut ClientConnection, mut socket: &TcpStream) -> io::Result<()> {
+    while tls.is_handshaking() {
+        tls.complete_io(&mut socket)?;
+    }
+    while tls.wants_write() {
+        tls.write_tls(&mut socket)?;
+    }
+    Ok(())
+}
+
+/// A data connection.
+#[derive(Debug)]
+pub(crate) enum DataSocket {
+    Plain(TcpStream),
+    Tls(Box<Protected>),
+}
+
+/// A data connection under TLS.
+#[derive(Debug)]
+pub(crate) struct Protected {
+    stream: StreamOwned<ClientConnection, TcpStream>,
+    /// The connection ended without close_notify: perhaps not by the server.
+    was_cut: bool,
+    has_sent: bool,
+    /// To be closed at once: by a reset.
+    is_abandoned: bool,
+}
+
+impl DataSocket {
+    pub(crate) fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(protected) => protected.stream.get_ref(),
+        }
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let protected = match self {
+            Self::Plain(socket) => return socket.read(buffer),
+            Self::Tls(protected) => protected,
+        };
+        match protected.stream.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                protected.was_cut = true;
+                Ok(0)
+            }
+            result => result,
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.write(bytes),
+            Self::Tls(protected) => {
+                protected.has_sent = true;
+                protected.stream.write(bytes)
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(_) => Ok(()),
+            Self::Tls(protected) => protected.stream.flush(),
+        }
+    }
+}
+
+impl Drop for Protected {
+    /// Says close_notify and, after an upload, reads what the server still sends: its ticket is
+    /// needed for the next data connection, and unread bytes would make the kernel reset the
+    /// connection, which servers answer with 426.
+    fn drop(&mut self) {
+        if self.is_abandoned {
+            return;
+        }
+        self.stream.conn.send_close_notify();
+        // From here on nothing can be told to anybody: the control connection tells the outcome.
+        let _ = self.stream.flush();
+        if !self.has_sent && self.was_cut {
+            return;
+        }
+        let socket = &self.stream.sock;
+        let _ = socket.shutdown(Shutdown::Write);
+        let _ = socket.set_read_timeout(Some(DRAIN));
+        let mut rest = [0; CONTROL_BUFFER];
+        while matches!(self.stream.read(&mut rest), Ok(count) if count > 0) {}
+    }
+}
+
+/// Makes the streams of one session: the first is the control connection, which exists already,
+/// all others are data connections.
+pub(crate) struct Maker {
+    control: Mutex<Option<Arc<Control>>>,
+    /// Set when data are to be protected (PROT P).
+    data: Arc<Mutex<Option<DataProtection>>>,
+}
+
+/// What TLS on data connections needs.
+#[derive(Clone)]
+pub(crate) struct DataProtection {
+    pub(crate) config: Arc<ClientConfig>,
+    pub(crate) name: ServerName<'static>,
+}
+
+impl Maker {
+    pub(crate) fn new(control: Arc<Control>, data: Arc<Mutex<Option<DataProtection>>>) -> Self {
+        Self { control: Mutex::new(Some(control)), data }
+    }
+}
+
+impl std::fmt::Debug for Maker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Maker")
+    }
+}
+
+impl TlsConnector for Maker {
+    type Stream = Stream;
+
+    fn connect(&self, _domain: &str, socket: TcpStream) -> FtpResult<Stream> {
+        let lock = |error| FtpError::SecureError(format!("data connection: {error}"));
+        if let Some(control) = self.control.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Ok(Stream::Control(control));
+        }
+        let protection = self.data.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(DataProtection { config, name }) = protection else {
+            return Ok(Stream::Data(DataSocket::Plain(socket)));
+        };
+        let mut tls =
+            ClientConnection::new(config, name).map_err(|error| lock(io::Error::other(error)))?;
+        complete_handshake(&mut tls, &socket).map_err(lock)?;
+        let stream = StreamOwned::new(tls, socket);
+        let protected = Protected { stream, was_cut: false, has_sent: false, is_abandoned: false };
+        Ok(Stream::Data(DataSocket::Tls(Box::new(protected))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    fn pair() -> (Control, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let here = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (Control::new(here), listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn a_read_ends_with_the_line_and_the_rest_is_seen() {
+        let (control, mut server) = pair();
+        assert!(!control.has_unread());
+        server.write_all(b"200 yes\r\n426 no\r\n").unwrap();
+        let mut buffer = [0; 100];
+        let count = control.read_line_part(&mut buffer).unwrap();
+        assert_eq!(&buffer[..count], b"200 yes\r\n");
+        assert!(control.has_unread());
+        let count = control.read_line_part(&mut buffer).unwrap();
+        assert_eq!(&buffer[..count], b"426 no\r\n");
+        assert!(!control.has_unread());
+        drop(server);
+        while !control.has_unread() {
+            std::thread::yield_now();
+        }
+    }
+}
