@@ -3,7 +3,9 @@
 #
 #   install_servers                    once; Debian's packages of them conflict, so they are unpacked
 #                                      side by side and never installed
-#   start_server NAME DIR PORT         NAME: vsftpd proftpd pureftpd pyftpdlib
+#   start_server NAME DIR PORT         NAME: vsftpd proftpd pureftpd pyftpdlib; with TLS=explicit or
+#                                      TLS=implicit it speaks nothing else, with $TLS_CERT (key and
+#                                      certificate), or one made for 127.0.0.1
 #   stop_servers                       those that were started by this shell
 #
 # shellcheck shell=bash
@@ -19,19 +21,33 @@ PAM_FILE=/etc/pam.d/ftpfs-test
 
 install_servers() {
   packages python3 python3-venv openssl binutils || return 1
-  if [ ! -x "$SERVER_DIR/usr/sbin/pure-ftpd" ]; then
+  if [ ! -e "$SERVER_DIR/usr/lib/proftpd/mod_tls.so" ] || [ ! -x "$SERVER_DIR/usr/sbin/pure-ftpd" ]; then
     update_lists || return 1
     mkdir -p "$CACHE_DIR/packages" "$SERVER_DIR"
     local name
-    for name in vsftpd proftpd-core pure-ftpd pure-ftpd-common; do
+    for name in vsftpd proftpd-core proftpd-mod-crypto pure-ftpd pure-ftpd-common; do
       (cd "$CACHE_DIR/packages" && apt-get download -qq "$name" 2>/dev/null) || return 1
       dpkg -x "$CACHE_DIR"/packages/"$name"_*.deb "$SERVER_DIR" || return 1
     done
   fi
   install_libraries || return 1
   if [ ! -x "$CACHE_DIR/venv/bin/python" ]; then
-    python3 -m venv "$CACHE_DIR/venv" && "$CACHE_DIR/venv/bin/pip" -q install pyftpdlib==2.0.1 || return 1
+    python3 -m venv "$CACHE_DIR/venv" && "$CACHE_DIR/venv/bin/pip" -q install pyftpdlib==2.0.1 pyopenssl || return 1
   fi
+}
+
+# make_certificate FILE NAME DAYS: a self-signed one for 127.0.0.1, its key in the same file.
+make_certificate() {
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj "/CN=$2" -days "$3" \
+    -addext "subjectAltName=IP:127.0.0.1" -addext basicConstraints=critical,CA:FALSE \
+    -keyout "$1.key" -out "$1.crt" 2>/dev/null || return 1
+  cat "$1.key" "$1.crt" >"$1"; chmod 600 "$1" "$1.key"
+}
+
+# The certificate that servers show.
+need_certificate() {
+  TLS_CERT=${TLS_CERT:-$CACHE_DIR/server.pem}
+  [ -s "$TLS_CERT" ] || make_certificate "$TLS_CERT" "ftpfs test" 3650
 }
 
 # The libraries that the unpacked servers lack, by the packages they depend on.
@@ -51,6 +67,7 @@ install_libraries() {
 
 start_server() {
   local name=$1 dir=$2 port=$3 run
+  [ -z "${TLS:-}" ] || need_certificate || return 1
   run=$(mktemp -d "$CACHE_DIR/run-$name-XXXXXX")
   as_root chown "$SERVER_USER" "$dir"
   as_root chmod 755 "$dir"
@@ -95,6 +112,17 @@ max_per_ip=${MAX_PER_IP:-0}
 seccomp_sandbox=NO
 xferlog_enable=NO
 C
+  [ -z "${TLS:-}" ] || cat >>"$3/conf" <<C
+ssl_enable=YES
+require_ssl_reuse=YES
+force_local_data_ssl=YES
+force_local_logins_ssl=YES
+ssl_tlsv1=YES
+ssl_ciphers=HIGH
+rsa_cert_file=$TLS_CERT
+rsa_private_key_file=$TLS_CERT
+implicit_ssl=$([ "$TLS" = implicit ] && echo YES || echo NO)
+C
   chmod 700 "$3"; as_root chown root "$3/conf"
   launch "$3" "$SERVER_DIR/usr/sbin/vsftpd" "$3/conf"
 }
@@ -135,35 +163,64 @@ WtmpLog off
 SystemLog $3/system.log
 ${MAX_PER_IP:+MaxClientsPerHost $MAX_PER_IP}
 C
+  [ -z "${TLS:-}" ] || cat >>"$3/conf" <<C
+LoadModule mod_tls.c
+TLSEngine on
+TLSRequired on
+TLSECCertificateFile $TLS_CERT.crt
+TLSECCertificateKeyFile $TLS_CERT.key
+TLSLog $3/tls.log
+$([ "$TLS" = implicit ] && echo TLSOptions UseImplicitSSL)
+C
   launch "$3" "$SERVER_DIR/usr/sbin/proftpd" -n -q -c "$3/conf"
 }
 
 start_pureftpd() {
+  local tls=()
+  [ "${TLS:-}" != implicit ] || { echo "Pure-FTPd has no implicit TLS" >&2; return 1; }
+  # 3: control and data connections must be protected.
+  [ -z "${TLS:-}" ] || tls=(-Y 3 -2 "$TLS_CERT")
   (echo password; echo password) | "$SERVER_DIR/usr/bin/pure-pw" useradd user -f "$3/passwd" \
     -u "$(id -u $SERVER_USER)" -g "$(id -g $SERVER_USER)" -d "$1" -m -F "$3/pdb" >/dev/null || return 1
   launch "$3" "$SERVER_DIR/usr/sbin/pure-ftpd" -S "127.0.0.1,$2" -l "puredb:$3/pdb" -A -E -H \
-    -u 1 -c 100 -C "${MAX_PER_IP:-100}" -U 133:022
+    -u 1 -c 100 -C "${MAX_PER_IP:-100}" -U 133:022 "${tls[@]}"
 }
 
 start_pyftpdlib() {
   cat >"$3/serve.py" <<'P'
 import _strptime, encodings.idna, os, pwd, sys  # before the user changes: a home may be closed to it
 from pyftpdlib.authorizers import DummyAuthorizer
-from pyftpdlib.handlers import FTPHandler
+from pyftpdlib.handlers import FTPHandler, TLS_FTPHandler
 from pyftpdlib.servers import ThreadedFTPServer
 
 root, port, user, limit = sys.argv[1], int(sys.argv[2]), pwd.getpwnam(sys.argv[3]), int(sys.argv[4])
 os.umask(0o022)
 authorizer = DummyAuthorizer()
 authorizer.add_user("user", "password", root, perm="elradfmwMT")
-FTPHandler.authorizer = authorizer
-server = ThreadedFTPServer(("127.0.0.1", port), FTPHandler)
+tls, certificate = sys.argv[5], sys.argv[6]
+handler = FTPHandler
+if tls:
+    class handler(TLS_FTPHandler):
+        certfile = certificate
+        tls_control_required = tls_data_required = True
+        def handle(self):
+            if tls == "implicit":
+                self.secure_connection(self.ssl_context)
+            else:
+                super().handle()
+        def handle_ssl_established(self):
+            if tls == "implicit":
+                super().handle()
+    handler.ssl_context = handler.get_ssl_context()
+handler.authorizer = authorizer
+server = ThreadedFTPServer(("127.0.0.1", port), handler)
 if os.getuid() == 0:
     os.setgroups([]); os.setgid(user.pw_gid); os.setuid(user.pw_uid)
 server.max_cons, server.max_cons_per_ip = 500, limit
 server.serve_forever()
 P
-  launch "$3" "$CACHE_DIR/venv/bin/python" "$3/serve.py" "$1" "$2" "$SERVER_USER" "${MAX_PER_IP:-0}"
+  launch "$3" "$CACHE_DIR/venv/bin/python" "$3/serve.py" "$1" "$2" "$SERVER_USER" "${MAX_PER_IP:-0}" \
+    "${TLS:-}" "${TLS_CERT:-}"
 }
 
 stop_servers() {

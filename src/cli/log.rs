@@ -25,7 +25,7 @@ enum Sink {
 }
 
 thread_local! {
-    /// What suppaftp said last on this thread.
+    /// The line that suppaftp showed last on this thread.
     static LAST: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
@@ -131,6 +131,9 @@ fn message(record: &Record<'_>) -> Option<String> {
     }
     // Of each reply suppaftp shows the first line twice.
     let text = record.args().to_string();
+    if !text.starts_with("CC ") {
+        return None;
+    }
     let is_same = text == LAST.with(|last| last.replace(text.clone())) && text.starts_with("CC IN");
     if is_same { None } else { wire_line(&text) }
 }
