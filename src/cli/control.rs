@@ -55,6 +55,8 @@ pub(crate) struct Report {
     pub(crate) welcome: String,
     /// Version of TLS and why the server is trusted; empty for clear text.
     pub(crate) protection: String,
+    /// Why nothing is asked of the server just now.
+    pub(crate) trouble: Option<String>,
     pub(crate) connections: Connections,
     pub(crate) pending: Vec<Unsent>,
 }

@@ -255,6 +255,7 @@ impl Served for State {
             ttl_seconds: self.config.options.ttl.as_secs_f64(),
             welcome: pool.welcome(),
             protection: pool.protection(),
+            trouble: pool.trouble(),
             connections: Connections {
                 limit: snapshot.limit,
                 open: snapshot.open,

@@ -56,6 +56,9 @@ fn write_report(text: &mut String, report: &Report) {
     );
     let protection = if report.protection.is_empty() { "none" } else { &report.protection };
     let _ = writeln!(text, "  encryption: {protection}");
+    if let Some(trouble) = &report.trouble {
+        let _ = writeln!(text, "  NOT REACHABLE: {trouble}");
+    }
     if report.pending.is_empty() {
         text.push_str("  everything is on the server\n");
     } else {

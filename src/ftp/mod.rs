@@ -22,7 +22,7 @@ pub use connect::Target;
 pub use error::{Error, Reply};
 pub use listing::{Entry, Kind, Precision, Timestamp};
 pub use path::{BadName, RemotePath, check_name};
-pub use pool::{Pool, PoolSnapshot};
+pub use pool::{Before, Pool, PoolSnapshot};
 pub use secret::Secret;
 pub use session::{Session, Stat};
 pub use tls::{Authorities, Identity, TlsMode, TlsSettings};

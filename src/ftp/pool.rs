@@ -5,6 +5,7 @@
 //! limit allows, or takes the oldest parked one, whose reader opens again when it reads on. So
 //! idle readers never starve anybody, and no call holds one connection while it waits for another.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,7 +25,14 @@ use super::transfer::{Download, Upload};
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
 /// The longest pause: a server that is back is used again within this time.
-const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// A session idle for so long is ended by us, politely: FileZilla Server does it after 120 s,
+/// vsftpd and ProFTPD after 300 and 600, and a NAT may forget it without a word.
+const IDLE_LIMIT: Duration = Duration::from_secs(100);
+
+/// How often idle sessions are looked for; small beside [`IDLE_LIMIT`].
+const ROUND: Duration = Duration::from_secs(10);
 
 /// How many connections there are, and what they do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +49,14 @@ pub struct PoolSnapshot {
     pub leased: usize,
 }
 
+/// What is on the server under the name of an upload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Before {
+    Nothing,
+    /// A file, which may have any size.
+    Something,
+}
+
 /// All connections to one server.
 #[derive(Debug)]
 pub struct Pool {
@@ -55,6 +71,7 @@ impl Pool {
             free: Vec::new(),
             parked: LruCache::unbounded(),
             open: 0,
+            connecting: 0,
             limit,
             waiting: BTreeSet::new(),
             tickets: 0,
@@ -70,6 +87,16 @@ impl Pool {
         });
         let pool = Arc::new(Self { shared });
         pool.lease()?.give_back();
+        let shared = Arc::downgrade(&pool.shared);
+        let tend = move || {
+            loop {
+                std::thread::sleep(ROUND);
+                let Some(shared) = shared.upgrade() else { return };
+                shared.end_idle(IDLE_LIMIT);
+            }
+        };
+        // Without the thread sessions end when the server ends them, which is noticed.
+        let _ = std::thread::Builder::new().name("idle sessions".into()).spawn(tend);
         Ok(pool)
     }
 
@@ -155,21 +182,36 @@ impl Pool {
         }
     }
 
-    /// Stores the first `length` bytes of `file`; Ok means that the server confirmed them. A
-    /// broken transfer is sent again from its beginning, once.
-    pub fn upload(&self, path: &RemotePath, file: &File, length: u64) -> Result<(), Error> {
+    /// Stores the first `length` bytes of `file`; Ok means that the server has them all. If the
+    /// connection is lost after the last byte, the size on the server tells whether only the reply
+    /// was, provided that nothing was there `before`; else it is sent again from its beginning, once.
+    pub fn upload(
+        &self,
+        path: &RemotePath,
+        file: &File,
+        length: u64,
+        before: Before,
+    ) -> Result<(), Error> {
+        let is_sent = Cell::new(false);
         let send = |age| {
             let mut upload = Upload::open(self.shared.lease(age)?, path)?;
             upload.send(file, 0, length)?;
+            is_sent.set(true);
             upload.finish()
         };
-        match send(Age::Any) {
-            Err(error) if error.lost_session() => {
-                log::warn!("upload of {path}: {error}; once more from the beginning");
-                send(Age::Fresh)
-            }
-            result => result,
+        let error = match send(Age::Any) {
+            Err(error) if error.lost_session() => error,
+            result => return result,
+        };
+        if is_sent.get()
+            && before == Before::Nothing
+            && self.run(Age::Fresh, |session| session.size(path)).is_ok_and(|s| s == Some(length))
+        {
+            log::info!("upload of {path}: {error}; but all of it is there");
+            return Ok(());
         }
+        log::warn!("upload of {path}: {error}; once more from the beginning");
+        send(Age::Fresh)
     }
 
     /// Begins an upload whose bytes are still being made.
@@ -188,9 +230,9 @@ impl Pool {
         let replaced = {
             let mut state = lock(&self.shared.state);
             if state.closed {
-                Some((handle, download))
+                Some((handle, (download, Instant::now())))
             } else {
-                state.parked.push(handle, download)
+                state.parked.push(handle, (download, Instant::now()))
             }
         };
         drop(replaced);
@@ -199,7 +241,7 @@ impl Pool {
 
     /// The download that was parked for the handle, if it is still there.
     pub fn resume(&self, handle: u64) -> Option<Download> {
-        lock(&self.shared.state).parked.pop(&handle)
+        lock(&self.shared.state).parked.pop(&handle).map(|(download, _)| download)
     }
 
     /// What is open now.
@@ -210,13 +252,18 @@ impl Pool {
         PoolSnapshot { limit: state.limit, open: state.open, free, parked, leased }
     }
 
+    /// Why nothing is asked of the server just now, if that is so.
+    pub fn trouble(&self) -> Option<String> {
+        lock(&self.shared.state).down.as_ref().map(|down| down.cause.clone())
+    }
+
     /// Ends all idle connections politely and lets none return.
     pub fn close(&self) {
         let (free, parked) = {
             let mut state = lock(&self.shared.state);
             state.closed = true;
             let mut parked = Vec::new();
-            while let Some((_, download)) = state.parked.pop_lru() {
+            while let Some((_, (download, _))) = state.parked.pop_lru() {
                 parked.push(download);
             }
             (std::mem::take(&mut state.free), parked)
@@ -259,9 +306,11 @@ pub(crate) struct Shared {
 
 struct State {
     free: Vec<Session>,
-    /// By handle; the least recently parked is given up first.
-    parked: LruCache<u64, Download>,
+    /// By handle, each with the time of parking; the least recently parked is given up first.
+    parked: LruCache<u64, (Download, Instant)>,
     open: usize,
+    /// How many of these are not logged in yet.
+    connecting: usize,
     limit: usize,
     /// Tickets of those who wait; the smallest goes first.
     waiting: BTreeSet<u64>,
@@ -360,20 +409,35 @@ impl Shared {
                 Age::Fresh => Step::Discard(session),
             });
         }
-        if let Some(down) = state.down.as_ref().filter(|down| Instant::now() < down.until) {
+        // One finds out whether the server is there; the others wait for that, or, if it was not a
+        // moment ago, do not.
+        if let Some(down) = &state.down
+            && (state.connecting > 0 || Instant::now() < down.until)
+        {
             return Some(Step::Fail(Error::Down(down.cause.clone())));
         }
-        if state.open < state.limit {
+        let is_unsure = state.connecting > 0 && state.connecting == state.open;
+        if state.open < state.limit && !is_unsure {
             state.open += 1;
+            state.connecting += 1;
             return Some(Step::Connect(Slot { shared: Arc::clone(self) }));
         }
-        state.parked.pop_lru().map(|(_, download)| Step::Steal(download))
+        state.parked.pop_lru().map(|(_, (download, _))| Step::Steal(download))
     }
 
     /// A new session; `None` when the server allows no more than there are: then the caller waits
     /// its turn.
     fn connect(self: &Arc<Self>, slot: Slot) -> Result<Option<Session>, Error> {
-        match self.connector.open(slot) {
+        let opened = self.connector.open(slot);
+        lock(&self.state).connecting -= 1;
+        let result = self.sort_opened(opened);
+        // Whoever waited for the outcome sees it now.
+        self.changed.notify_all();
+        result
+    }
+
+    fn sort_opened(&self, opened: Result<Session, Error>) -> Result<Option<Session>, Error> {
+        match opened {
             Ok(session) => {
                 lock(&self.state).down = None;
                 self.note_progress();
@@ -397,8 +461,29 @@ impl Shared {
         }
     }
 
+    /// Ends sessions, and gives up half-read downloads, that nobody used for a while.
+    fn end_idle(&self, limit: Duration) {
+        let (free, parked) = {
+            let mut state = lock(&self.state);
+            let all = std::mem::take(&mut state.free);
+            let (old, young): (Vec<_>, Vec<_>) =
+                all.into_iter().partition(|session| session.idle_for() >= limit);
+            state.free = young;
+            let is_old = |(_, (_, since)): (&u64, &(Download, Instant))| since.elapsed() >= limit;
+            let mut parked = Vec::new();
+            while state.parked.peek_lru().is_some_and(is_old) {
+                parked.extend(state.parked.pop_lru());
+            }
+            (old, parked)
+        };
+        free.into_iter().for_each(Session::quit);
+        drop(parked);
+        self.changed.notify_all();
+    }
+
     /// From [`Session::give_back`].
-    pub(crate) fn take_back(&self, session: Session) {
+    pub(crate) fn take_back(&self, mut session: Session) {
+        session.note_use();
         self.note_progress();
         let surplus = {
             let mut state = lock(&self.state);

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustls::ProtocolVersion;
 use rustls::pki_types::ServerName;
@@ -58,6 +58,8 @@ pub struct Session {
     /// Set when the server has named the address of a data connection: a refusal after that is
     /// one of the transfer, a refusal before it is one of EPSV or PASV.
     data_named: Arc<AtomicBool>,
+    /// When it was last given back.
+    last_use: Instant,
     slot: Slot,
 }
 
@@ -80,7 +82,16 @@ impl Session {
         // Data connections go to the control connection's peer, whatever PASV says (RFC 2577 §2
         // names the bounce attack; servers behind NAT tell a private address).
         client.set_passive_nat_workaround(true);
-        Self { client, control, protection, owed: None, server, data_named, slot }
+        Self {
+            client,
+            control,
+            protection,
+            owed: None,
+            server,
+            data_named,
+            last_use: Instant::now(),
+            slot,
+        }
     }
 
     pub(crate) fn server(&self) -> &Server {
@@ -119,6 +130,15 @@ impl Session {
 
     fn speaks_tls13(&self) -> bool {
         self.protocol() == Some(ProtocolVersion::TLSv1_3)
+    }
+
+    pub(crate) fn note_use(&mut self) {
+        self.last_use = Instant::now();
+    }
+
+    /// For how long nobody has used it.
+    pub(crate) fn idle_for(&self) -> Duration {
+        self.last_use.elapsed()
     }
 
     /// Back to the pool. Only for a session whose last reply was read, or is `owed`.

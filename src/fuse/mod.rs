@@ -74,6 +74,7 @@ fn log_failure(name: &str, error: &Error, errno: Errno) {
         | Error::Quota(_)
         | Error::Stale(_)
         | Error::TimedOut(_)
+        | Error::Unreachable(_)
         | Error::Io(_)
         | Error::Local(_) => log::warn!("{name}: {error} (errno {})", errno.code()),
         Error::NotADirectory
@@ -102,7 +103,7 @@ fn errno(error: &Error) -> Errno {
         Error::Quota(_) => Errno::EDQUOT,
         Error::Stale(_) => Errno::ESTALE,
         Error::TimedOut(_) => Errno::ETIMEDOUT,
-        Error::Io(_) => Errno::EIO,
+        Error::Unreachable(_) | Error::Io(_) => Errno::EIO,
         Error::BadName(_) | Error::Invalid => Errno::EINVAL,
         Error::NameTooLong => Errno::ENAMETOOLONG,
         Error::Unsupported => Errno::EOPNOTSUPP,

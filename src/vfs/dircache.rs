@@ -226,6 +226,20 @@ struct Cached {
 pub(crate) struct Fresh {
     pub(crate) listing: Arc<Listing>,
     pub(crate) until: Instant,
+    /// Older than the TTL, as the server does not answer: it proves no absence.
+    pub(crate) is_stale: bool,
+}
+
+impl Fresh {
+    /// The entry of a name; a stale listing answers for what is there, but not for what is not.
+    pub(crate) fn find(&self, name: &[u8]) -> Result<Option<&Item>> {
+        match self.listing.get(name) {
+            None if self.is_stale => Err(Error::Unreachable(
+                "the server does not answer, and the name is unknown".into(),
+            )),
+            found => Ok(found),
+        }
+    }
 }
 
 impl DirCache {
@@ -273,7 +287,17 @@ impl DirCache {
         let entries = load()?;
         let listing = self.install(directory, begun, Listing::new(entries));
         drop(load_ends);
-        Ok(Fresh { listing, until: begun + self.ttl })
+        Ok(Fresh { listing, until: begun + self.ttl, is_stale: false })
+    }
+
+    /// What was known before the server stopped answering, unless the user wants each look to
+    /// ask, or the listing is known to be wrong.
+    pub(crate) fn stale(&self, directory: Ino, now: Instant) -> Option<Fresh> {
+        let state = self.lock();
+        let cached = state.listings.peek(&directory)?;
+        let is_usable = cached.begun.is_some() && !self.ttl.is_zero();
+        let listing = Arc::clone(&cached.listing);
+        is_usable.then_some(Fresh { listing, until: now, is_stale: true })
     }
 
     /// The listing that is there, however old; nothing is asked of the server.
@@ -350,7 +374,8 @@ impl State {
         let cached = self.listings.get(&directory)?;
         let until = cached.begun? + ttl;
         let begun_after = cached.begun? >= now;
-        (now < until || begun_after).then(|| Fresh { listing: Arc::clone(&cached.listing), until })
+        let listing = Arc::clone(&cached.listing);
+        (now < until || begun_after).then_some(Fresh { listing, until, is_stale: false })
     }
 
     fn take(&mut self, directory: Ino) -> Option<Cached> {

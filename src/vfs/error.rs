@@ -29,7 +29,9 @@ pub enum Error {
     /// The file on the server is no longer the one that was opened.
     Stale(String),
     TimedOut(String),
-    /// The connection or the transfer failed.
+    /// There is no connection to the server just now, and none could be made.
+    Unreachable(String),
+    /// The transfer failed.
     Io(String),
     /// The name holds bytes that FTP cannot carry.
     BadName(String),
@@ -75,9 +77,8 @@ impl From<ftp::Error> for Error {
             | ftp::Error::Resolve { .. }
             | ftp::Error::Connect { .. }
             | ftp::Error::TooMany(_)
-            | ftp::Error::NoDirectory(_)
-            | ftp::Error::Down(_)
-            | ftp::Error::ListingTooLarge => Self::Io(text),
+            | ftp::Error::Down(_) => Self::Unreachable(text),
+            ftp::Error::NoDirectory(_) | ftp::Error::ListingTooLarge => Self::Io(text),
         }
     }
 }
@@ -115,6 +116,7 @@ impl fmt::Display for Error {
             | Self::Quota(text)
             | Self::Stale(text)
             | Self::TimedOut(text)
+            | Self::Unreachable(text)
             | Self::Io(text)
             | Self::BadName(text) => f.write_str(text),
         }

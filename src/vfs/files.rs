@@ -21,6 +21,12 @@ pub struct Opened {
     pub is_unsized: bool,
 }
 
+/// Under which a transfer that fills a staged file is parked: handles count from 1 and never get
+/// there.
+fn fill_key(ino: Ino) -> u64 {
+    ino.0 | 1 << 63
+}
+
 impl Vfs {
     /// Opens an existing file.
     pub fn open(&self, ino: Ino, access: Access, truncate: bool) -> Result<Opened> {
@@ -29,7 +35,7 @@ impl Vfs {
         }
         let (parent, name) = self.place(ino).ok_or(Error::NotFound)?;
         let fresh = self.listing(parent, Instant::now())?;
-        let item = fresh.listing.get(&name).ok_or(Error::NotFound)?;
+        let item = fresh.find(&name)?.ok_or(Error::NotFound)?;
         match item.entry.kind {
             Kind::File => {}
             Kind::Directory => return Err(Error::IsADirectory),
@@ -95,7 +101,7 @@ impl Vfs {
         ftp::check_name(name)?;
         let now = Instant::now();
         let fresh = self.listing(parent, now)?;
-        if fresh.listing.get(name).is_some() {
+        if fresh.find(name)?.is_some() {
             if exclusive {
                 return Err(Error::Exists);
             }
@@ -160,7 +166,7 @@ impl Vfs {
         let mut staged = lock(&staged);
         if !staged.is_filled() {
             let path = self.path(file.ino)?;
-            staged.fill(&self.pool, &path)?;
+            staged.fill(&self.pool, &path, fill_key(file.ino))?;
         }
         let offset = if file.access.append { staged.length() } else { offset };
         staged.write_at(offset, bytes)?;
@@ -274,7 +280,7 @@ impl Vfs {
     pub(super) fn set_size(&self, ino: Ino, size: u64) -> Result<()> {
         let (parent, name) = self.place(ino).ok_or(Error::NotFound)?;
         let fresh = self.listing(parent, Instant::now())?;
-        let item = fresh.listing.get(&name).ok_or(Error::NotFound)?;
+        let item = fresh.find(&name)?.ok_or(Error::NotFound)?;
         if item.entry.kind != Kind::File {
             return Err(Error::IsADirectory);
         }
@@ -283,7 +289,8 @@ impl Vfs {
             let mut staged = lock(&staged);
             // Cutting to nothing needs nothing of what was there.
             let path = self.path(ino)?;
-            let filled = if size == 0 { Ok(()) } else { staged.fill(&self.pool, &path) };
+            let filled =
+                if size == 0 { Ok(()) } else { staged.fill(&self.pool, &path, fill_key(ino)) };
             filled.and_then(|()| staged.truncate(size))
         };
         let result = result.and_then(|()| {

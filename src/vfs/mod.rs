@@ -121,7 +121,7 @@ impl Vfs {
         let now = Instant::now();
         let fresh = self.listing(parent, now)?;
         let valid = fresh.until.saturating_duration_since(now);
-        let Some(item) = fresh.listing.get(name) else { return Ok(Err(valid)) };
+        let Some(item) = fresh.find(name)? else { return Ok(Err(valid)) };
         let ino = self.tree().intern(parent, name, 1);
         Ok(Ok(Found { attr: self.attr_of(ino, item), valid }))
     }
@@ -145,7 +145,7 @@ impl Vfs {
         }
         let Some((parent, name)) = self.place(ino) else { return self.attr_of_unlinked(ino) };
         let fresh = self.listing(parent, now)?;
-        let item = fresh.listing.get(&name).ok_or(Error::NotFound)?;
+        let item = fresh.find(&name)?.ok_or(Error::NotFound)?;
         let valid = fresh.until.saturating_duration_since(now);
         Ok(Found { attr: self.attr_of(ino, item), valid })
     }
@@ -214,7 +214,7 @@ impl Vfs {
     pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
         let (parent, name) = self.place(ino).ok_or(Error::NotFound)?;
         let fresh = self.listing(parent, Instant::now())?;
-        let item = fresh.listing.get(&name).ok_or(Error::NotFound)?;
+        let item = fresh.find(&name)?.ok_or(Error::NotFound)?;
         if item.entry.kind != Kind::Symlink {
             return Err(Error::Invalid);
         }
@@ -292,7 +292,12 @@ impl Vfs {
 
     /// The listing of a directory, asked of the server if the known one is too old.
     fn listing(&self, directory: Ino, now: Instant) -> Result<Fresh> {
-        self.cache.listing(directory, now, || self.load(directory))
+        match self.cache.listing(directory, now, || self.load(directory)) {
+            Err(error @ (Error::Unreachable(_) | Error::TimedOut(_))) => {
+                self.cache.stale(directory, now).ok_or(error)
+            }
+            result => result,
+        }
     }
 
     fn load(&self, directory: Ino) -> Result<Vec<Entry>> {

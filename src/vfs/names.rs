@@ -135,7 +135,7 @@ impl Vfs {
     pub fn rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), mode: RenameMode) -> Result<()> {
         let item = self.require_present(from.0, from.1)?;
         ftp::check_name(to.1)?;
-        let target = self.listing(to.0, Instant::now())?.listing.get(to.1).cloned();
+        let target = self.listing(to.0, Instant::now())?.find(to.1)?.cloned();
         if target.is_some() && mode == RenameMode::NoReplace {
             return Err(Error::Exists);
         }
@@ -203,7 +203,7 @@ impl Vfs {
             return Err(error.into());
         }
         self.cache.expire(to.0);
-        match self.listing(to.0, Instant::now())?.listing.get(to.1) {
+        match self.listing(to.0, Instant::now())?.find(to.1)? {
             Some(_) => Ok(()),
             None => Err(Error::NotFound),
         }
@@ -248,14 +248,14 @@ impl Vfs {
     fn require_present(&self, parent: Ino, name: &[u8]) -> Result<Item> {
         self.require_writable()?;
         let fresh = self.listing(parent, Instant::now())?;
-        fresh.listing.get(name).cloned().ok_or(Error::NotFound)
+        fresh.find(name)?.cloned().ok_or(Error::NotFound)
     }
 
     fn require_absent(&self, parent: Ino, name: &[u8]) -> Result<()> {
         self.require_writable()?;
         ftp::check_name(name)?;
         let fresh = self.listing(parent, Instant::now())?;
-        if fresh.listing.get(name).is_some() { Err(Error::Exists) } else { Ok(()) }
+        if fresh.find(name)?.is_some() { Err(Error::Exists) } else { Ok(()) }
     }
 
     /// After a refusal: what does the directory say now? Any other error is passed on.
@@ -270,7 +270,7 @@ impl Vfs {
         }
         self.cache.expire(parent);
         let fresh = self.listing(parent, Instant::now())?;
-        Ok((fresh.listing.get(name).cloned(), error))
+        Ok((fresh.find(name)?.cloned(), error))
     }
 
     fn show_new(&self, parent: Ino, name: &[u8], item: Item) -> Result<Found> {

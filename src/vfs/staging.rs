@@ -14,8 +14,9 @@ use tempfile::NamedTempFile;
 
 use super::attr::Version;
 use super::error::{Error, Result};
+use super::reader::Reader;
 use super::sender::Sender;
-use crate::ftp::{self, Pool, RemotePath, Timestamp};
+use crate::ftp::{self, Before, Pool, RemotePath, Timestamp};
 
 /// From this size on the server is asked (SIZE, one round trip) whether it has every byte: the
 /// round trip is small beside the transfer. Below it 226 must do.
@@ -252,23 +253,24 @@ impl Staged {
         self.is_dirty
     }
 
-    /// Fetches the content from the server, unless it is here.
-    pub(crate) fn fill(&mut self, pool: &Pool, path: &RemotePath) -> Result<()> {
+    /// Fetches the content from the server, unless it is here. A connection lost on the way is
+    /// taken up again where it stopped, if the file is still the same.
+    pub(crate) fn fill(&mut self, pool: &Pool, path: &RemotePath, key: u64) -> Result<()> {
         if self.is_filled {
             return Ok(());
         }
-        let mut block = vec![0; FETCH_BLOCK];
-        let mut download = pool.download(path, 0)?;
+        // To its true end, which may be beyond the one that was listed a while ago.
+        let version = Version { size: None, mtime: self.base.and_then(|base| base.mtime) };
+        let mut reader = Reader::new(version);
         let mut length = 0;
         loop {
-            let count = download.read(&mut block)?;
-            if count == 0 {
+            let block = reader.read(pool, path, key, length, FETCH_BLOCK)?;
+            if block.is_empty() {
                 break;
             }
-            self.local().write_all_at(block.get(..count).unwrap_or_default(), length)?;
-            length += count as u64;
+            self.file.as_file().write_all_at(block, length)?;
+            length += block.len() as u64;
         }
-        download.finish()?;
         self.length = length;
         self.is_filled = true;
         self.is_sequential = false;
@@ -298,15 +300,15 @@ impl Staged {
             }
         }
         if self.base.is_none() {
-            return self.store(pool, path);
+            return self.store(pool, path, Before::Nothing);
         }
         let beside = beside(path)?;
-        match self.store(pool, &beside) {
+        match self.store(pool, &beside, Before::Nothing) {
             Ok(()) => {}
             // No new names in this folder: the file itself is all there is to write to.
             Err(Error::Denied(text)) => {
                 log::warn!("{path} is replaced in place, not by a rename: {text}");
-                return self.store(pool, path);
+                return self.store(pool, path, Before::Something);
             }
             Err(error) => {
                 remove_quietly(pool, &beside);
@@ -328,8 +330,8 @@ impl Staged {
     }
 
     /// STOR, and for a large file the question whether all of it arrived.
-    fn store(&self, pool: &Pool, path: &RemotePath) -> Result<()> {
-        pool.upload(path, self.local(), self.length)?;
+    fn store(&self, pool: &Pool, path: &RemotePath, before: Before) -> Result<()> {
+        pool.upload(path, self.local(), self.length, before)?;
         self.check_size(pool, path)
     }
 
