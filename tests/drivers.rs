@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ftpfs::ftp::{Kind, Pool, Secret, Target, TlsSettings};
+use ftpfs::ftp::{Kind, NetworkSettings, Pool, Secret, Target, TlsSettings};
 use ftpfs::fuse::{self, MountSettings, Mounted};
 use ftpfs::vfs::{self, Access, Changes, Ino, Mtime, Options, ROOT, RenameMode, Vfs, When};
 
@@ -128,6 +128,7 @@ pub fn target(server: &Server, connections: usize) -> Target {
         timeout: Duration::from_secs(5),
         connections,
         tls: TlsSettings::default(),
+        network: NetworkSettings::default(),
     }
 }
 

@@ -8,7 +8,7 @@ use super::exit::Failure;
 use super::options::Words;
 use super::remote::Remote;
 use super::{MountArguments, system};
-use crate::ftp::Target;
+use crate::ftp::{NetworkSettings, Target};
 use crate::fuse::MountSettings;
 use crate::vfs;
 
@@ -72,6 +72,7 @@ impl MountConfig {
             timeout: arguments.timeout.or(words.timeout).unwrap_or(TIMEOUT),
             connections,
             tls,
+            network: NetworkSettings::default(),
         };
         let settings = MountSettings {
             source: source_name(&target),

@@ -1,15 +1,14 @@
 //! From a target to a logged-in session: TCP with deadlines, login, FEAT, TYPE I.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::sync::mpsc;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
-use suppaftp::{FtpError, FtpResult};
+use suppaftp::FtpError;
 
 use super::error::{Error, Reply};
+use super::network::{Network, NetworkSettings};
 use super::path::{ByteEncoding, RemotePath, to_wire};
 use super::pool::Slot;
 use super::secret::Secret;
@@ -39,6 +38,7 @@ pub struct Target {
     /// The most control connections at once.
     pub connections: usize,
     pub tls: TlsSettings,
+    pub network: NetworkSettings,
 }
 
 /// Opens sessions to one target.
@@ -47,6 +47,7 @@ pub(crate) struct Connector {
     target: Target,
     server: Arc<Server>,
     tls: Tls,
+    network: Arc<Network>,
     /// The address that worked last; tried first, so that a name with several addresses stays on
     /// one server (mirrors differ). Leaf lock, never held across I/O.
     pinned: Mutex<Option<SocketAddr>>,
@@ -55,7 +56,15 @@ pub(crate) struct Connector {
 impl Connector {
     pub(crate) fn new(target: Target) -> Result<Self, Error> {
         let tls = Tls::new(&target.tls, &target.host, target.port)?;
-        Ok(Self { target, server: Arc::new(Server::new()), tls, pinned: Mutex::new(None) })
+        let network =
+            Network::new(target.network.clone(), target.host.clone(), target.port, target.timeout);
+        Ok(Self {
+            target,
+            server: Arc::new(Server::new()),
+            tls,
+            network: Arc::new(network),
+            pinned: Mutex::new(None),
+        })
     }
 
     pub(crate) fn target(&self) -> &Target {
@@ -74,11 +83,10 @@ impl Connector {
         if self.tls.settings().mode == TlsMode::Implicit {
             self.protect_control(&control, only_tls12)?;
         }
-        let data = Arc::new(Mutex::new(None));
-        let client = greet(Maker::new(Arc::clone(&control), Arc::clone(&data)))?;
+        let client = greet(Maker::new(Arc::clone(&control)))?;
         let welcome = client.get_welcome_msg().unwrap_or_default().to_owned();
         let server = Arc::clone(&self.server);
-        let mut session = Session::new(client, control, data, server, self.target.timeout, slot);
+        let mut session = Session::new(client, control, Arc::clone(&self.network), server, slot);
         let first = self.server.base().is_none();
         if first {
             log::info!("welcome: {welcome}");
@@ -184,57 +192,12 @@ impl Connector {
         Ok(())
     }
 
-    /// A control socket, from the address that worked last or from the first that answers.
+    /// A control socket; of several addresses the one that worked last is tried first.
     fn dial(&self) -> Result<TcpStream, Error> {
-        let deadline = Instant::now() + self.target.timeout;
-        let pinned = *lock(&self.pinned);
-        let mut addresses: Vec<SocketAddr> = pinned.into_iter().collect();
-        let resolved = self.resolve()?;
-        addresses.extend(resolved.into_iter().filter(|address| Some(*address) != pinned));
-        let mut last = None;
-        for address in addresses {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            match TcpStream::connect_timeout(&address, left) {
-                Ok(stream) => {
-                    prepare_socket(&stream, self.target.timeout).map_err(Error::Broken)?;
-                    *lock(&self.pinned) = Some(address);
-                    return Ok(stream);
-                }
-                Err(cause) => last = Some((address, cause)),
-            }
-        }
-        *lock(&self.pinned) = None;
-        let (address, cause) = match last {
-            Some((address, cause)) => (address.to_string(), cause),
-            None => (self.name(), io::Error::from(io::ErrorKind::TimedOut)),
-        };
-        Err(Error::Connect { address, cause })
-    }
-
-    /// Asks the system's resolver, on a thread of its own, as getaddrinfo knows no deadline.
-    fn resolve(&self) -> Result<Vec<SocketAddr>, Error> {
-        let failed = |cause| Error::Resolve { host: self.target.host.clone(), cause };
-        let (host, port) = (self.target.host.clone(), self.target.port);
-        let (send, receive) = mpsc::channel();
-        std::thread::Builder::new()
-            .name("resolve".into())
-            .spawn(move || {
-                let found = (host.as_str(), port).to_socket_addrs().map(Iterator::collect);
-                // Nobody listens any more when the deadline has passed: nothing to do then.
-                let _ = send.send(found);
-            })
-            .map_err(failed)?;
-        let found: io::Result<Vec<SocketAddr>> = receive
-            .recv_timeout(self.target.timeout)
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        let found = found.map_err(failed)?;
-        if found.is_empty() {
-            return Err(failed(io::Error::new(io::ErrorKind::NotFound, "it has no address")));
-        }
-        Ok(found)
+        let first = *lock(&self.pinned);
+        let dialled = self.network.dial_control(first);
+        *lock(&self.pinned) = dialled.as_ref().ok().and_then(|stream| stream.peer_addr().ok());
+        dialled
     }
 
     /// USER, PASS and ACCT (RFC 959 §5.4), each only as far as the server asks.
@@ -300,46 +263,6 @@ impl Connector {
         session.enter(&base).map_err(no_directory)?;
         Ok(base)
     }
-
-    /// Host and port, for messages.
-    fn name(&self) -> String {
-        format!("{}:{}", self.target.host, self.target.port)
-    }
-}
-
-/// Opens a data connection without waiting for its handshake, so that REST and RETR travel
-/// together with it: one round trip less. Reads and writes wait for the handshake by themselves,
-/// and SO_RCVTIMEO and SO_SNDTIMEO bound that wait too.
-pub(crate) fn dial_data(address: SocketAddr, timeout: Duration) -> FtpResult<TcpStream> {
-    let dial = || -> io::Result<TcpStream> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_nonblocking(true)?;
-        match socket.connect(&address.into()) {
-            Ok(()) => {}
-            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
-            Err(error) => return Err(error),
-        }
-        socket.set_nonblocking(false)?;
-        let stream = TcpStream::from(socket);
-        prepare_socket(&stream, timeout)?;
-        Ok(stream)
-    };
-    dial().map_err(FtpError::ConnectionError)
-}
-
-/// Deadlines on every read and write; no Nagle (with it ProFTPD's answers take 34-48 ms on
-/// loopback instead of 3-5); keep-alive, so that a NAT does not forget a control connection
-/// during a long transfer and a vanished peer is noticed.
-fn prepare_socket(stream: &TcpStream, timeout: Duration) -> io::Result<()> {
-    stream.set_read_timeout(Some(timeout))?;
-    stream.set_write_timeout(Some(timeout))?;
-    stream.set_nodelay(true)?;
-    // 60 s is below the 5 minutes after which home routers commonly forget a connection.
-    let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(60))
-        .with_interval(Duration::from_secs(15))
-        .with_retries(4);
-    socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
 /// suppaftp reads the greeting. It would connect by itself, without deadlines and without TLS of

@@ -4,26 +4,24 @@
 //! transfer whose data are already at hand. The next call reads it first.
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::Shutdown;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustls::ProtocolVersion;
 use rustls::pki_types::ServerName;
-use suppaftp::types::Mode;
-use suppaftp::{FtpError, ImplFtpStream, Status, TransferStream};
+use suppaftp::{FtpError, ImplFtpStream};
 
-use super::connect::{dial_data, encoding, quoted_path};
+use super::connect::{encoding, quoted_path};
 use super::error::{Error, Reply};
 use super::listing::{Entry, Kind, Line, ListParser, Precision, Timestamp, parse_mlsd};
+use super::network::{Network, active_command, parse_epsv, parse_pasv};
 use super::path::{RemotePath, to_wire};
 use super::pool::Slot;
-use super::server::{Habit, Server, Verdict, lock};
-use super::stream::{Control, DataProtection, Stream};
+use super::server::{Habit, Server, Verdict};
+use super::stream::{Control, DataProtection, DataSocket, Stream};
 
 pub(crate) type Client = ImplFtpStream<Stream>;
-pub(crate) type Data = TransferStream<Stream>;
 
 /// The longest line of a listing: a path of PATH_MAX (4096) bytes, each perhaps sent as two
 /// (telnet IAC), and as much again for facts.
@@ -31,6 +29,9 @@ const LINE_LIMIT: u64 = 16 * 1024;
 
 /// The most entries of one directory: at about 200 bytes each the listing stays below 400 MiB.
 const ENTRY_LIMIT: usize = 2_000_000;
+
+/// The longest reply: FEAT and STAT of talkative servers have a few KiB.
+const REPLY_LIMIT: usize = 64 * 1024;
 
 /// The buffer between socket and parser: one read of a fast line, a thousand entries.
 const LISTING_BUFFER: usize = 64 * 1024;
@@ -47,17 +48,15 @@ pub struct Stat {
 /// One logged-in control connection.
 pub struct Session {
     client: Client,
-    /// What `client` talks over; also to shut it when a transfer is thrown away, as suppaftp
-    /// would wait for the server's reply otherwise.
+    /// What `client` talks over.
     control: Arc<Control>,
-    /// What the maker of data connections protects them with.
-    protection: Arc<Mutex<Option<DataProtection>>>,
-    /// A transfer read to its end, or abandoned, whose reply is still to come.
-    owed: Option<Data>,
+    network: Arc<Network>,
+    /// How data connections are protected, if they are (PROT P).
+    protection: Option<DataProtection>,
+    /// A transfer whose reply is still to come, and its data connection if that was read to its
+    /// end.
+    owed: Option<Option<DataSocket>>,
     server: Arc<Server>,
-    /// Set when the server has named the address of a data connection: a refusal after that is
-    /// one of the transfer, a refusal before it is one of EPSV or PASV.
-    data_named: Arc<AtomicBool>,
     /// When it was last given back.
     last_use: Instant,
     slot: Slot,
@@ -67,31 +66,14 @@ impl Session {
     pub(crate) fn new(
         client: Client,
         control: Arc<Control>,
-        protection: Arc<Mutex<Option<DataProtection>>>,
+        network: Arc<Network>,
         server: Arc<Server>,
-        timeout: Duration,
         slot: Slot,
     ) -> Self {
-        let data_named = Arc::new(AtomicBool::new(false));
-        let named = Arc::clone(&data_named);
-        let mut client = client.passive_stream_builder(move |address| {
-            named.store(true, Ordering::Relaxed);
-            dial_data(address, timeout)
-        });
+        let mut client = client;
         client.set_encoding(encoding());
-        // Data connections go to the control connection's peer, whatever PASV says (RFC 2577 §2
-        // names the bounce attack; servers behind NAT tell a private address).
-        client.set_passive_nat_workaround(true);
-        Self {
-            client,
-            control,
-            protection,
-            owed: None,
-            server,
-            data_named,
-            last_use: Instant::now(),
-            slot,
-        }
+        let last_use = Instant::now();
+        Self { client, control, network, protection: None, owed: None, server, last_use, slot }
     }
 
     pub(crate) fn server(&self) -> &Server {
@@ -108,20 +90,19 @@ impl Session {
     }
 
     /// Data connections are under TLS from now on, resuming the control connection's session.
-    pub(crate) fn protect_data(&self, name: ServerName<'static>) {
-        let config = self.control.config();
-        *lock(&self.protection) = config.map(|config| DataProtection { config, name });
+    pub(crate) fn protect_data(&mut self, name: ServerName<'static>) {
+        self.protection = self.control.config().map(|config| DataProtection { config, name });
     }
 
     /// A data connection that did not resume the TLS session is refused with 522 (vsftpd 3.0.3)
     /// or 425 (ProFTPD 1.3.8). That cannot happen with TLS 1.2: the caller tries again with it.
-    pub(crate) fn sort_refusal(&self, error: Error) -> Error {
+    fn sort_refusal(&self, error: Error) -> Error {
         let is_refusal = match &error {
             Error::Refused(reply) => matches!(reply.code, 425 | 522),
             Error::DataTls(_) => true,
             _ => false,
         };
-        if is_refusal && self.speaks_tls13() && lock(&self.protection).is_some() {
+        if is_refusal && self.speaks_tls13() && self.protection.is_some() {
             self.server.learn(Habit::Tls13, Verdict::No);
             return Error::Broken(std::io::Error::other(format!("{error}; TLS 1.2 from now on")));
         }
@@ -155,8 +136,9 @@ impl Session {
     /// Reads the reply that is still to come, if there is one. What it says no longer matters:
     /// the bytes of that transfer were complete, or nobody wanted them.
     pub(crate) fn settle(&mut self) -> Result<(), Error> {
-        let Some(owed) = self.owed.take() else { return Ok(()) };
-        match owed.finish().map_err(|error| self.sort_refusal(Error::from_suppaftp(error))) {
+        let Some(data) = self.owed.take() else { return Ok(()) };
+        drop(data);
+        match self.end_of_transfer() {
             Ok(()) | Err(Error::Refused(_)) => Ok(()),
             Err(error) => Err(error),
         }
@@ -166,9 +148,58 @@ impl Session {
         self.owed.is_some()
     }
 
-    /// Leaves the reply of `data` to whoever uses the session next.
-    pub(crate) fn owe(&mut self, data: Data) {
+    /// Leaves the reply of a transfer, and closing its data connection, to whoever uses the session
+    /// next.
+    pub(crate) fn owe(&mut self, data: Option<DataSocket>) {
         self.owed = Some(data);
+    }
+
+    /// The reply at the end of a transfer, after the data connection was closed: 226 or 250
+    /// (RFC 959 §5.4), or any other success.
+    pub(crate) fn end_of_transfer(&mut self) -> Result<(), Error> {
+        loop {
+            let reply = self.read_reply()?;
+            match reply.code {
+                // A second “150 Opening …” of a server that says it twice.
+                100..200 => {}
+                200..300 => return Ok(()),
+                _ => return Err(self.sort_refusal(Error::from_reply(reply))),
+            }
+        }
+    }
+
+    /// One reply that no command of the client's asks for.
+    fn read_reply(&mut self) -> Result<Reply, Error> {
+        let mut body = Vec::new();
+        let mut block = [0; 512];
+        loop {
+            let begin = body.len();
+            loop {
+                let count = self.control.read_line_part(&mut block);
+                let count = count.map_err(|error| Error::from_io(error, "a reply"))?;
+                if count == 0 {
+                    return Err(Error::Broken(std::io::ErrorKind::UnexpectedEof.into()));
+                }
+                body.extend_from_slice(block.get(..count).unwrap_or_default());
+                if body.len() > REPLY_LIMIT {
+                    return Err(out_of_step("a reply without end"));
+                }
+                if body.ends_with(b"\n") {
+                    break;
+                }
+            }
+            let line = body.get(begin..).unwrap_or_default();
+            log::trace!(target: "suppaftp", "CC IN: {line:?}");
+            // RFC 959 §4.2: three digits and a blank end a reply; some servers leave the text out.
+            let digits = line.iter().take_while(|byte| byte.is_ascii_digit()).count();
+            let after = line.get(3).copied();
+            if digits == 3 && after != Some(b'-') {
+                return Ok(Reply::parse(body));
+            }
+            if begin == 0 && digits != 3 {
+                return Err(out_of_step("a reply without a code"));
+            }
+        }
     }
 
     /// Has the server closed the idle connection, or said something that nobody asked for? Looks
@@ -242,34 +273,89 @@ impl Session {
         self.expect_path("RNTO", to).map(drop)
     }
 
-    /// Opens the data connection for `command` and sends it, from `offset` on. The address comes
-    /// from EPSV (RFC 2428), from PASV where that is not known.
-    pub(crate) fn open_data(&mut self, command: &str, offset: u64) -> Result<Data, Error> {
-        self.settle()?;
-        let offset = usize::try_from(offset).map_err(|_| Error::ListingTooLarge)?;
+    /// Opens the data connection for `command` and sends it, from `offset` on.
+    pub(crate) fn open_data(&mut self, command: &str, offset: u64) -> Result<DataSocket, Error> {
+        let way = match self.network.active().cloned() {
+            Some(active) => {
+                let local = self.control.socket().local_addr().map_err(Error::Broken)?.ip();
+                let (listener, address) =
+                    self.network.listen(local, &active).map_err(Error::Broken)?;
+                self.expect(&active_command(address))?;
+                Way::Active(listener)
+            }
+            None => Way::Passive(self.dial_data()?),
+        };
+        if offset > 0 {
+            let reply = self.command(&format!("REST {offset}"))?;
+            if reply.code != 350 {
+                return Err(Error::from_reply(reply));
+            }
+        }
+        let reply = self.command(command)?;
+        if !(100..200).contains(&reply.code) {
+            return Err(self.sort_refusal(Error::from_reply(reply)));
+        }
+        let socket = match way {
+            Way::Passive(socket) => socket,
+            Way::Active(listener) => {
+                let server = self.control.socket().peer_addr().map_err(Error::Broken)?.ip();
+                let accepted = self.network.accept(&listener, server);
+                accepted.map_err(|error| Error::from_io(error, "the server's data connection"))?
+            }
+        };
+        DataSocket::new(socket, self.protection.as_ref()).map_err(|error| match error.kind() {
+            std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => {
+                Error::TimedOut("the TLS handshake of a data connection")
+            }
+            _ => self.sort_refusal(Error::DataTls(format!("data connection: {error}"))),
+        })
+    }
+
+    /// A data connection to the address that EPSV (RFC 2428) names, or PASV where EPSV is not
+    /// known or leads nowhere.
+    fn dial_data(&mut self) -> Result<TcpStream, Error> {
         loop {
-            let extended = self.server.may(Habit::Epsv);
-            let mode = if extended { Mode::ExtendedPassive } else { Mode::Passive };
-            self.client.set_mode(mode);
-            self.data_named.store(false, Ordering::Relaxed);
-            self.client.resume_transfer(offset).map_err(Error::from_suppaftp)?;
-            let opened = self
-                .client
-                .custom_data_command(command, &[Status::AboutToSend, Status::AlreadyOpen])
-                .map_err(|error| self.sort_refusal(Error::from_suppaftp(error)));
-            let named = self.data_named.load(Ordering::Relaxed);
-            match opened {
-                Ok((_, data)) => {
-                    if extended {
+            let is_extended = self.server.may(Habit::Epsv);
+            let is_first = self.server.verdict(Habit::Epsv) == Verdict::Unknown;
+            let reply = self.command(if is_extended { "EPSV" } else { "PASV" })?;
+            let address = self.data_address(&reply, is_extended);
+            let address = match (address, is_extended) {
+                (Some(address), _) => address,
+                (None, true) if reply.code >= 500 => {
+                    self.server.learn(Habit::Epsv, Verdict::No);
+                    continue;
+                }
+                (None, _) if reply.is_success() => return Err(out_of_step("no address for data")),
+                (None, _) => return Err(Error::from_reply(reply)),
+            };
+            match self.network.dial_data(address, is_first) {
+                Ok(socket) => {
+                    if is_extended {
                         self.server.learn(Habit::Epsv, Verdict::Yes);
                     }
-                    return Ok(data);
+                    return Ok(socket);
                 }
-                Err(Error::Refused(reply)) if extended && !named && reply.code >= 500 => {
+                Err(error) if is_extended && is_first => {
+                    log::warn!("data connection to {address}: {error}; PASV from now on");
                     self.server.learn(Habit::Epsv, Verdict::No);
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(Error::from_io(error, "a data connection")),
             }
+        }
+    }
+
+    /// Data connections go to the control connection's peer, whatever PASV says (RFC 2577 §2 names
+    /// the bounce attack; servers behind NAT tell a private address), unless the user says so.
+    fn data_address(&self, reply: &Reply, is_extended: bool) -> Option<SocketAddr> {
+        let peer = self.control.socket().peer_addr().ok()?.ip();
+        match (reply.code, is_extended) {
+            (229, true) => Some(SocketAddr::new(peer, parse_epsv(&reply.body)?)),
+            (227, false) => {
+                let (host, port) = parse_pasv(&reply.body)?;
+                let believed = self.network.believes_passive_host();
+                Some(SocketAddr::new(if believed { host.into() } else { peer }, port))
+            }
+            _ => None,
         }
     }
 
@@ -358,15 +444,10 @@ impl Session {
             slot.note_progress();
             parse(line)
         });
-        if listed.is_err() {
-            self.shut();
-        }
-        let finished = reader
-            .into_inner()
-            .finish()
-            .map_err(|error| self.sort_refusal(Error::from_suppaftp(error)));
+        // Closed before the reply is read, as the server may wait for that.
+        drop(reader);
         let listed = listed?;
-        finished?;
+        self.end_of_transfer()?;
         self.server.count_odd_lines(listed.odd, &listed.sample);
         Ok(listed)
     }
@@ -520,12 +601,10 @@ impl Session {
     }
 }
 
-impl Drop for Session {
-    /// Shuts the connection first: a transfer that is dropped after it finds the end of the
-    /// connection instead of waiting for a reply.
-    fn drop(&mut self) {
-        self.shut();
-    }
+/// How the data connection comes to be.
+enum Way {
+    Passive(TcpStream),
+    Active(TcpListener),
 }
 
 /// What one listing command brought.
@@ -539,7 +618,7 @@ struct Listed {
 }
 
 fn read_listing(
-    reader: &mut BufReader<Data>,
+    reader: &mut BufReader<DataSocket>,
     parse: &mut dyn FnMut(&[u8]) -> Line,
 ) -> Result<Listed, Error> {
     let mut listed = Listed::default();
@@ -588,6 +667,10 @@ fn mlst_entry(reply: &Reply) -> Option<Entry> {
 /// The word after the code, as in `213 1048576`.
 fn reply_argument(reply: &Reply) -> Option<&[u8]> {
     reply.body.get(4..)?.split(u8::is_ascii_whitespace).find(|word| !word.is_empty())
+}
+
+fn out_of_step(what: &'static str) -> Error {
+    Error::Broken(std::io::Error::new(std::io::ErrorKind::InvalidData, what))
 }
 
 fn is_no_files(reply: &Reply) -> bool {

@@ -1,4 +1,5 @@
-//! The stream type that suppaftp runs over: control or data, plain or under TLS.
+//! The connections themselves, plain or under TLS: the control connection, over which suppaftp
+//! runs, and data connections.
 //!
 //! The control connection gives at most one line to a read. What the server sent beyond it stays
 //! here, where `has_unread` sees it: so a reply that nobody asked for is noticed before it is
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, ProtocolVersion, StreamOwned};
+use socket2::SockRef;
 use suppaftp::{FtpError, FtpResult, TlsConnector, TlsStream};
 
 /// One segment's worth; replies are lines.
@@ -21,47 +23,19 @@ const CONTROL_BUFFER: usize = 4096;
 /// saves a refused session later; without it the upload is as complete.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// What suppaftp reads and writes.
+/// The control connection as suppaftp reads and writes it.
 #[derive(Debug)]
-pub(crate) enum Stream {
-    Control(Arc<Control>),
-    Data(DataSocket),
-}
-
-impl Stream {
-    /// A data connection's socket, if bytes may go to it as they are.
-    pub(crate) fn plain_socket(&self) -> Option<&TcpStream> {
-        match self {
-            Self::Data(DataSocket::Plain(socket)) => Some(socket),
-            Self::Data(DataSocket::Tls(_)) | Self::Control(_) => None,
-        }
-    }
-
-    /// Did the data end in a way that somebody on the line could have made?
-    pub(crate) fn was_cut(&self) -> bool {
-        matches!(self, Self::Data(DataSocket::Tls(protected)) if protected.was_cut)
-    }
-
-    /// No proper end when it is closed: what was sent must not be taken for the whole.
-    pub(crate) fn abandon(&mut self) {
-        if let Self::Data(DataSocket::Tls(protected)) = self {
-            protected.is_abandoned = true;
-        }
-    }
-}
+pub(crate) struct Stream(Arc<Control>);
 
 impl TlsStream for Stream {
     type InnerStream = Self;
 
     fn tcp_stream(self) -> FtpResult<TcpStream> {
-        self.get_ref().try_clone().map_err(FtpError::ConnectionError)
+        self.0.socket.try_clone().map_err(FtpError::ConnectionError)
     }
 
     fn get_ref(&self) -> &TcpStream {
-        match self {
-            Self::Control(control) => &control.socket,
-            Self::Data(data) => data.socket(),
-        }
+        &self.0.socket
     }
 
     fn mut_ref(&mut self) -> &mut Self {
@@ -71,26 +45,37 @@ impl TlsStream for Stream {
 
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Control(control) => control.read_line_part(buffer),
-            Self::Data(data) => data.read(buffer),
-        }
+        self.0.read_line_part(buffer)
     }
 }
 
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Control(control) => control.write(bytes),
-            Self::Data(data) => data.write(bytes),
-        }
+        self.0.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Control(_) => Ok(()),
-            Self::Data(data) => data.flush(),
-        }
+        Ok(())
+    }
+}
+
+/// Gives suppaftp the control connection, which exists already.
+#[derive(Debug)]
+pub(crate) struct Maker(Mutex<Option<Arc<Control>>>);
+
+impl Maker {
+    pub(crate) fn new(control: Arc<Control>) -> Self {
+        Self(Mutex::new(Some(control)))
+    }
+}
+
+impl TlsConnector for Maker {
+    type Stream = Stream;
+
+    fn connect(&self, _domain: &str, _socket: TcpStream) -> FtpResult<Stream> {
+        // A second one would be a data connection, and those are made by `Session::open_data`.
+        let control = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        control.map(Stream).ok_or(FtpError::DataConnectionAlreadyOpen)
     }
 }
 
@@ -197,7 +182,7 @@ impl Control {
     }
 
     /// At most one line, so that what follows it stays here.
-    fn read_line_part(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn read_line_part(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut line = self.lock();
         if line.unread.is_empty() {
             let mut block = [0; CONTROL_BUFFER];
@@ -279,13 +264,48 @@ pub(crate) struct Protected {
 }
 
 impl DataSocket {
-    pub(crate) fn socket(&self) -> &TcpStream {
+    /// Under TLS if `protection` is wanted; the handshake is done when this returns.
+    pub(crate) fn new(socket: TcpStream, protection: Option<&DataProtection>) -> io::Result<Self> {
+        let Some(DataProtection { config, name }) = protection else {
+            return Ok(Self::Plain(socket));
+        };
+        let mut tls =
+            ClientConnection::new(Arc::clone(config), name.clone()).map_err(io::Error::other)?;
+        complete_handshake(&mut tls, &socket)?;
+        let stream = StreamOwned::new(tls, socket);
+        let protected = Protected { stream, was_cut: false, has_sent: false, is_abandoned: false };
+        Ok(Self::Tls(Box::new(protected)))
+    }
+
+    /// The socket, if bytes may go to it as they are.
+    pub(crate) fn plain(&self) -> Option<&TcpStream> {
         match self {
-            Self::Plain(socket) => socket,
-            Self::Tls(protected) => protected.stream.get_ref(),
+            Self::Plain(socket) => Some(socket),
+            Self::Tls(_) => None,
         }
     }
 
+    /// Did the data end in a way that somebody on the line could have made?
+    pub(crate) fn was_cut(&self) -> bool {
+        matches!(self, Self::Tls(protected) if protected.was_cut)
+    }
+
+    /// Closes without a proper end: what was sent must not be taken for the whole, and what still
+    /// comes is not wanted.
+    pub(crate) fn reset(mut self) {
+        let socket = match &mut self {
+            Self::Plain(socket) => &*socket,
+            Self::Tls(protected) => {
+                protected.is_abandoned = true;
+                &protected.stream.sock
+            }
+        };
+        // Fails only when the connection is gone already.
+        let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl Read for DataSocket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let protected = match self {
             Self::Plain(socket) => return socket.read(buffer),
@@ -299,7 +319,9 @@ impl DataSocket {
             result => result,
         }
     }
+}
 
+impl Write for DataSocket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => socket.write(bytes),
@@ -340,52 +362,11 @@ impl Drop for Protected {
     }
 }
 
-/// Makes the streams of one session: the first is the control connection, which exists already,
-/// all others are data connections.
-pub(crate) struct Maker {
-    control: Mutex<Option<Arc<Control>>>,
-    /// Set when data are to be protected (PROT P).
-    data: Arc<Mutex<Option<DataProtection>>>,
-}
-
 /// What TLS on data connections needs.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct DataProtection {
     pub(crate) config: Arc<ClientConfig>,
     pub(crate) name: ServerName<'static>,
-}
-
-impl Maker {
-    pub(crate) fn new(control: Arc<Control>, data: Arc<Mutex<Option<DataProtection>>>) -> Self {
-        Self { control: Mutex::new(Some(control)), data }
-    }
-}
-
-impl std::fmt::Debug for Maker {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Maker")
-    }
-}
-
-impl TlsConnector for Maker {
-    type Stream = Stream;
-
-    fn connect(&self, _domain: &str, socket: TcpStream) -> FtpResult<Stream> {
-        let lock = |error| FtpError::SecureError(format!("data connection: {error}"));
-        if let Some(control) = self.control.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            return Ok(Stream::Control(control));
-        }
-        let protection = self.data.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(DataProtection { config, name }) = protection else {
-            return Ok(Stream::Data(DataSocket::Plain(socket)));
-        };
-        let mut tls =
-            ClientConnection::new(config, name).map_err(|error| lock(io::Error::other(error)))?;
-        complete_handshake(&mut tls, &socket).map_err(lock)?;
-        let stream = StreamOwned::new(tls, socket);
-        let protected = Protected { stream, was_cut: false, has_sent: false, is_abandoned: false };
-        Ok(Stream::Data(DataSocket::Tls(Box::new(protected))))
-    }
 }
 
 #[cfg(test)]

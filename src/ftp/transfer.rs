@@ -6,13 +6,11 @@ use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use socket2::{Domain, SockRef, Socket, Type};
-use suppaftp::DataStream;
-
 use super::error::Error;
 use super::path::RemotePath;
 use super::server::{Habit, Verdict};
-use super::session::{Data, Session};
+use super::session::Session;
+use super::stream::DataSocket;
 
 /// How much is handed to the kernel at a time: four of the largest write requests, so that the
 /// cost of a call is nothing beside the copy.
@@ -23,9 +21,8 @@ const COPY_BLOCK: usize = 256 * 1024;
 
 /// A RETR under way.
 pub struct Download {
-    // Dropped first: it shuts the control connection, so that dropping `data` waits for nobody.
     session: Session,
-    data: Data,
+    data: DataSocket,
     position: u64,
 }
 
@@ -87,25 +84,26 @@ impl Download {
 
     /// Under TLS: did the data end without the close_notify that nobody in between can make?
     pub fn was_cut(&self) -> bool {
-        matches!(self.data.get_ref(), DataStream::Ssl(stream) if stream.was_cut())
+        self.data.was_cut()
     }
 
     /// At the end of the data: asks whether the server says it was all (226 or 250).
     pub fn finish(self) -> Result<(), Error> {
         let Self { session, data, .. } = self;
-        complete(session, data)
+        complete(session, Some(data))
     }
 
     /// Enough was read, or as much as there is: the session returns at once and its next user
     /// reads the reply. A data connection that may still carry bytes is closed with a reset, so
     /// that the server stops sending; it answers 426, which is read like any other reply.
     pub fn leave(self, at_end: bool) {
-        let Self { mut session, mut data, .. } = self;
-        if !at_end && !close_early(&mut data) {
-            // Without a descriptor to spare the session is given up.
-            return session.shut();
-        }
-        session.owe(data);
+        let Self { mut session, data, .. } = self;
+        session.owe(if at_end {
+            Some(data)
+        } else {
+            data.reset();
+            None
+        });
         session.give_back();
     }
 }
@@ -113,7 +111,7 @@ impl Download {
 /// A STOR under way.
 pub struct Upload {
     /// `None` once the transfer has ended, one way or another.
-    under_way: Option<(Session, Data)>,
+    under_way: Option<(Session, DataSocket)>,
 }
 
 impl Upload {
@@ -150,9 +148,9 @@ impl Upload {
         if !error.lost_session() {
             return error;
         }
-        let Some((session, mut data)) = self.under_way.take() else { return error };
-        reset(&mut data);
-        match complete(session, data) {
+        let Some((session, data)) = self.under_way.take() else { return error };
+        data.reset();
+        match complete(session, None) {
             Err(Error::Refused(reply)) => Error::Refused(reply),
             _ => error,
         }
@@ -161,21 +159,17 @@ impl Upload {
     /// Everything was sent: waits for the server to confirm it.
     pub fn finish(mut self) -> Result<(), Error> {
         match self.under_way.take() {
-            Some((session, data)) => complete(session, data),
+            Some((session, data)) => complete(session, Some(data)),
             None => Err(Error::Broken(io::ErrorKind::NotConnected.into())),
         }
     }
 
     /// What was sent is not wanted. The session returns to the pool, owing the reply.
     pub fn abort(mut self) {
-        if let Some((mut session, mut data)) = self.under_way.take() {
-            reset(&mut data);
-            if close_early(&mut data) {
-                session.owe(data);
-                session.give_back();
-            } else {
-                session.shut();
-            }
+        if let Some((mut session, data)) = self.under_way.take() {
+            data.reset();
+            session.owe(None);
+            session.give_back();
         }
     }
 }
@@ -184,8 +178,8 @@ impl Drop for Upload {
     /// After an error: a reset instead of a proper end, as the server must not take the part for
     /// the whole.
     fn drop(&mut self) {
-        if let Some((session, data)) = &mut self.under_way {
-            reset(data);
+        if let Some((session, data)) = self.under_way.take() {
+            data.reset();
             session.shut();
         }
     }
@@ -200,13 +194,10 @@ fn lose_or_give_back(session: Session, error: Error) -> Error {
 }
 
 /// Sends up to `length` bytes from `offset` on; how many it were.
-fn send_part(data: &mut Data, file: &File, offset: u64, length: usize) -> Result<u64, Error> {
-    let sent = match data.get_ref() {
-        DataStream::Tcp(socket) => send_file(socket, file, offset, length),
-        DataStream::Ssl(stream) => match stream.plain_socket() {
-            Some(socket) => send_file(socket, file, offset, length),
-            None => send_copy(data, file, offset, length),
-        },
+fn send_part(data: &mut DataSocket, file: &File, offset: u64, length: usize) -> Result<u64, Error> {
+    let sent = match data.plain() {
+        Some(socket) => send_file(socket, file, offset, length),
+        None => send_copy(data, file, offset, length),
     };
     match sent {
         Ok(0) => Err(Error::Broken(io::ErrorKind::UnexpectedEof.into())),
@@ -238,46 +229,18 @@ fn send_file(socket: &TcpStream, file: &File, offset: u64, length: usize) -> io:
 }
 
 /// Where the bytes must pass through here.
-fn send_copy(data: &mut Data, file: &File, offset: u64, length: usize) -> io::Result<usize> {
+fn send_copy(data: &mut DataSocket, file: &File, offset: u64, length: usize) -> io::Result<usize> {
     let mut block = vec![0; length.min(COPY_BLOCK)];
     let count = file.read_at(&mut block, offset)?;
-    // Not through suppaftp's own `write`: it would drain the connection its own way at the end.
-    data.get_mut().write_all(block.get(..count).unwrap_or_default())?;
+    data.write_all(block.get(..count).unwrap_or_default())?;
     Ok(count)
 }
 
-/// Closing the data connection sends a reset from now on.
-fn reset(data: &mut Data) {
-    abandon(data);
-    let socket = SockRef::from(data.get_ref().get_ref());
-    // Fails only when the connection is gone already.
-    let _ = socket.set_linger(Some(std::time::Duration::ZERO));
-}
-
-/// Under TLS: no proper end.
-fn abandon(data: &mut Data) {
-    if let DataStream::Ssl(stream) = data.get_mut() {
-        stream.abandon();
-    }
-}
-
-/// Closes the data connection although the transfer goes on, by putting another socket in its
-/// place: suppaftp would wait for the reply. False without a descriptor to spare.
-fn close_early(data: &mut Data) -> bool {
-    abandon(data);
-    match Socket::new(Domain::IPV4, Type::STREAM, None) {
-        Ok(stand_in) => {
-            let stand_in = DataStream::Tcp(TcpStream::from(stand_in));
-            drop(std::mem::replace(data.get_mut(), stand_in));
-            true
-        }
-        Err(_) => false,
-    }
-}
-
 /// Closes the data connection, reads the reply, and returns the session when it is in step.
-fn complete(session: Session, data: Data) -> Result<(), Error> {
-    let finished = data.finish().map_err(|error| session.sort_refusal(Error::from_suppaftp(error)));
+fn complete(mut session: Session, data: Option<DataSocket>) -> Result<(), Error> {
+    // The server sees the end of an upload by the close.
+    drop(data);
+    let finished = session.end_of_transfer();
     match &finished {
         Ok(()) => session.give_back(),
         Err(error) if error.leaves_session_usable() => session.give_back(),
