@@ -155,10 +155,14 @@ pub struct Direct {
 
 impl Direct {
     pub fn new(server: &Server, connections: usize, ttl: Duration) -> Self {
+        Self::over(target(server, connections), ttl).unwrap()
+    }
+
+    pub fn over(target: Target, ttl: Duration) -> std::result::Result<Self, ftpfs::ftp::Error> {
         let staging = tempfile::tempdir().unwrap();
-        let pool = Pool::open(target(server, connections)).unwrap();
+        let pool = Pool::open(target)?;
         let vfs = Vfs::new(pool, options(ttl, staging.path())).unwrap();
-        Self { vfs, _staging: staging }
+        Ok(Self { vfs, _staging: staging })
     }
 
     fn find(&self, path: &[u8]) -> Result<Ino> {

@@ -13,6 +13,7 @@
 mod arrows;
 mod budget;
 mod drivers;
+mod faults;
 mod functional;
 mod support;
 mod trouble;

@@ -51,18 +51,19 @@ fn of_helper(program: OsString, rest: Vec<OsString>) -> Vec<OsString> {
     all
 }
 
-/// Overwrites the password of the source in the memory that `ps` shows.
-pub(crate) fn blank_password(source: &OsStr) {
+/// Overwrites the passwords of the source and of URLs in the memory that `ps` shows.
+pub(crate) fn blank_passwords(source: &OsStr) {
     let source = source.as_bytes();
-    let Some((start, end)) = password_range(source) else { return };
     system::change_arguments(|block| {
-        let mut from = 0;
-        while let Some(at) = find(block.get(from..).unwrap_or_default(), source) {
-            let at = from + at;
-            if let Some(password) = block.get_mut(at + start..at + end) {
+        for argument in block.split_mut(|byte| *byte == 0) {
+            if argument != source && find(argument, b"://").is_none() {
+                continue;
+            }
+            if let Some((start, end)) = password_range(argument)
+                && let Some(password) = argument.get_mut(start..end)
+            {
                 password.fill(b'*');
             }
-            from = at + source.len();
         }
     });
 }

@@ -8,7 +8,7 @@ use super::exit::Failure;
 use super::options::Words;
 use super::remote::Remote;
 use super::{MountArguments, system};
-use crate::ftp::{NetworkSettings, Target};
+use crate::ftp::Target;
 use crate::fuse::MountSettings;
 use crate::vfs;
 
@@ -54,6 +54,7 @@ impl MountConfig {
         let remote = Remote::parse(&arguments.source)?;
         let mountpoint = absolute(&arguments.mountpoint)?;
         let tls = arguments.tls.or(words.tls).settings(remote.tls, environment)?;
+        let network = arguments.network.or(words.network).settings()?;
         let credentials = credentials::find(
             &remote,
             arguments.password_file.as_deref().or(words.password_file.as_deref()),
@@ -72,7 +73,7 @@ impl MountConfig {
             timeout: arguments.timeout.or(words.timeout).unwrap_or(TIMEOUT),
             connections,
             tls,
-            network: NetworkSettings::default(),
+            network,
         };
         let settings = MountSettings {
             source: source_name(&target),

@@ -14,6 +14,7 @@ mod log;
 mod mount;
 mod mounts;
 mod netrc;
+mod network;
 mod options;
 mod remote;
 mod status;
@@ -31,6 +32,7 @@ use clap::{Args, Parser, Subcommand};
 use config::MountConfig;
 use credentials::Environment;
 use exit::{Failure, Status, TABLE};
+use network::NetworkArguments;
 use options::{parse_connections, parse_timeout, parse_ttl};
 use tls::TlsArguments;
 
@@ -96,9 +98,6 @@ struct MountArguments {
     #[arg(long, value_name = "FILE")]
     netrc: Option<PathBuf>,
 
-    #[command(flatten, next_help_heading = "TLS")]
-    tls: TlsArguments,
-
     /// Append messages to this file, instead of the system's log.
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
@@ -119,6 +118,12 @@ struct MountArguments {
     /// Check everything that can be checked without connecting, as mount -f asks.
     #[arg(long, hide = true)]
     fake: bool,
+
+    #[command(flatten, next_help_heading = "Network")]
+    network: NetworkArguments,
+
+    #[command(flatten, next_help_heading = "TLS")]
+    tls: TlsArguments,
 }
 
 /// Send what is not on the server yet, then unmount.
@@ -172,7 +177,7 @@ pub fn run() -> ExitCode {
 fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
         Command::Mount(arguments) => {
-            argv::blank_password(&arguments.source);
+            argv::blank_passwords(&arguments.source);
             let _ = system::forbid_core_dump();
             log::start(arguments.verbose);
             mount::run(MountConfig::new(*arguments, &Environment::read())?)

@@ -215,8 +215,17 @@ impl Session {
         let _ = self.control.socket().shutdown(Shutdown::Both);
     }
 
-    /// One command, one reply, whatever it says.
+    /// One command, one reply, whatever it says; but not the 1xx or 226 of a transfer, which belong
+    /// to something else.
     pub(crate) fn command(&mut self, line: &str) -> Result<Reply, Error> {
+        let reply = self.exchange(line)?;
+        match reply.code {
+            100..200 | 226 => Err(out_of_step("a reply to another command")),
+            _ => Ok(reply),
+        }
+    }
+
+    fn exchange(&mut self, line: &str) -> Result<Reply, Error> {
         self.settle()?;
         // No status is expected, so every reply comes back as “unexpected”, with its true code:
         // suppaftp knows only some codes.
@@ -291,8 +300,12 @@ impl Session {
                 return Err(Error::from_reply(reply));
             }
         }
-        let reply = self.command(command)?;
+        let reply = self.exchange(command)?;
         if !(100..200).contains(&reply.code) {
+            if offset > 0 && reply.code != 421 {
+                // The offset must not be there for the next transfer, which may be an upload.
+                self.command("REST 0")?;
+            }
             return Err(self.sort_refusal(Error::from_reply(reply)));
         }
         let socket = match way {
@@ -434,6 +447,9 @@ impl Session {
             Ok(data) => data,
             // “226 no files” without a data connection, and “450 No files found” of ProFTPD.
             Err(Error::Refused(reply)) if reply.is_success() || is_no_files(&reply) => {
+                // A reply to something else would be followed by the true one: asking for the
+                // directory brings that out, and proves that there is one.
+                self.enter(directory)?;
                 return Ok(Listed::default());
             }
             Err(error) => return Err(error),

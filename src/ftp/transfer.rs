@@ -185,8 +185,15 @@ impl Drop for Upload {
     }
 }
 
-/// After a failed command: the session returns to the pool if it is in step.
+/// After a failed command: the session returns to the pool if it is in step. A success without a
+/// transfer belongs to something else.
 fn lose_or_give_back(session: Session, error: Error) -> Error {
+    if let Error::Refused(reply) = &error
+        && reply.is_success()
+    {
+        let text = format!("{reply} instead of a transfer");
+        return Error::Broken(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
     if error.leaves_session_usable() {
         session.give_back();
     }

@@ -1,0 +1,286 @@
+//! The fault matrix: every command that ftpfs sends, with everything that can go wrong. The caller
+//! gets an answer in time, the mount is healthy afterwards without a remount, no session is used out
+//! of step, and no file on the server is damaged.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::drivers::{Direct, Driver, Fail, How, Result, target};
+use crate::support::dialect::Dialect;
+use crate::support::faults::What;
+use crate::support::server::Server;
+
+const LONG: Duration = Duration::from_secs(600);
+
+/// Of the mounts here. Two tries, each with a few commands: a case ends well within ten of them.
+const TIMEOUT: Duration = Duration::from_millis(1000);
+
+const OLD: &[u8] = &[b'o'; 60_000];
+const NEW: &[u8] = &[b'n'; 40_000];
+
+type Operation = fn(&Direct) -> Result<()>;
+
+/// What is done, on which server, and the commands that it sends.
+struct Case {
+    name: &'static str,
+    dialect: fn() -> Dialect,
+    operation: Operation,
+    verbs: &'static [&'static str],
+    /// The session is lost before, so that a new one must log in.
+    is_fresh: bool,
+}
+
+const CASES: &[Case] = &[
+    case("read", Dialect::proftpd, read, &["EPSV", "RETR"]),
+    case("read by PASV", without_epsv, read, &["PASV", "RETR"]),
+    case("read elsewhere", Dialect::proftpd, read_elsewhere, &["REST", "MLST", "RETR"]),
+    case("read elsewhere", Dialect::vsftpd, read_elsewhere, &["REST", "SIZE", "MDTM"]),
+    case("list", Dialect::proftpd, list, &["EPSV", "MLSD"]),
+    case("list", Dialect::vsftpd, list, &["EPSV", "LIST"]),
+    case("list", Dialect::minimal, list, &["LIST"]),
+    case("write", Dialect::proftpd, write_new, &["EPSV", "STOR"]),
+    case("write much", Dialect::proftpd, write_much, &["STOR", "SIZE", "RNFR", "RNTO"]),
+    case("replace", Dialect::proftpd, replace, &["STOR", "RNFR", "RNTO"]),
+    case("replace", Dialect::iis, replace, &["STOR", "RNFR", "RNTO", "DELE"]),
+    case("make a directory", Dialect::proftpd, make_directory, &["MKD"]),
+    case("remove a directory", Dialect::proftpd, remove_directory, &["RMD"]),
+    case("remove a file", Dialect::proftpd, remove_file, &["DELE"]),
+    case("rename", Dialect::proftpd, rename, &["RNFR", "RNTO"]),
+    case("set a mode", Dialect::proftpd, set_mode, &["SITE"]),
+    case("set a time", Dialect::proftpd, set_time, &["MFMT"]),
+    case("set a time", Dialect::vsftpd, set_time, &["MDTM"]),
+    Case {
+        is_fresh: true,
+        ..case("log in", Dialect::proftpd, list, &["CONNECT", "USER", "PASS", "OPTS", "TYPE"])
+    },
+];
+
+const fn case(
+    name: &'static str,
+    dialect: fn() -> Dialect,
+    operation: Operation,
+    verbs: &'static [&'static str],
+) -> Case {
+    Case { name, dialect, operation, verbs, is_fresh: false }
+}
+
+fn without_epsv() -> Dialect {
+    Dialect { epsv: false, ..Dialect::proftpd() }
+}
+
+const FAULTS: &[What] = &[
+    What::Reset,
+    What::Close,
+    What::Silence,
+    What::Reply(421, "Service not available"),
+    What::Reply(450, "Busy"),
+    What::Reply(500, "What?"),
+    What::Reply(550, "No"),
+    What::Garbage(b"\x00\xff\xfe\r\n"),
+    What::Garbage(b"no code at all\r\n"),
+    What::Garbage(b"999 strange\r\n"),
+    What::EndlessReply,
+    What::CutReply(2),
+    What::LoseReply,
+    What::DoubleReply,
+    What::PreReply(226, "for another command"),
+    What::PreReply(550, "for another command"),
+    What::SplitReply,
+    What::HoldReply(Duration::from_millis(30)),
+    What::Delay(Duration::from_millis(30)),
+];
+
+/// Of commands that open a data connection.
+const DATA_FAULTS: &[What] = &[
+    What::CutData(0),
+    What::CutData(500),
+    What::CutDataReply(500, 451, "Disk trouble"),
+    What::CutDataSilence(500),
+    What::CutControlAfter(500),
+    What::ResetAfter(500),
+    What::StallData(500),
+];
+
+fn read(fs: &Direct) -> Result<()> {
+    assert!(fs.read(b"f")? == OLD, "wrong bytes");
+    Ok(())
+}
+
+fn read_elsewhere(fs: &Direct) -> Result<()> {
+    let mut file = fs.open(b"big", How::READ)?;
+    assert_eq!(file.read_at(5_900_000, 4)?, b"bbbb");
+    assert_eq!(file.read_at(0, 4)?, b"bbbb");
+    file.close()
+}
+
+fn list(fs: &Direct) -> Result<()> {
+    assert_eq!(fs.names(b"dir")?, [b"g"]);
+    Ok(())
+}
+
+fn write_new(fs: &Direct) -> Result<()> {
+    fs.write(b"new", NEW)
+}
+
+fn write_much(fs: &Direct) -> Result<()> {
+    // From 1 MiB on it is sent while it is written, and its size is asked for.
+    fs.write(b"much", &vec![b'm'; 1_500_000])
+}
+
+fn replace(fs: &Direct) -> Result<()> {
+    fs.write(b"f", NEW)
+}
+
+fn make_directory(fs: &Direct) -> Result<()> {
+    fs.mkdir(b"made")
+}
+
+fn remove_directory(fs: &Direct) -> Result<()> {
+    fs.rmdir(b"empty")
+}
+
+fn remove_file(fs: &Direct) -> Result<()> {
+    fs.unlink(b"gone")
+}
+
+fn rename(fs: &Direct) -> Result<()> {
+    fs.rename(b"from", b"to")
+}
+
+fn set_mode(fs: &Direct) -> Result<()> {
+    fs.chmod(b"f", 0o600)
+}
+
+fn set_time(fs: &Direct) -> Result<()> {
+    fs.set_mtime(b"f", 1_000_000_000)
+}
+
+/// One cell; why it is wrong, if it is.
+fn run(case: &Case, verb: &'static str, what: &What) -> std::result::Result<(), String> {
+    let server = Server::start((case.dialect)());
+    server.put("/f", OLD);
+    server.put("/big", vec![b'b'; 6_000_000]);
+    for path in ["/dir/g", "/gone", "/from"] {
+        server.put(path, "content");
+    }
+    server.mkdir("/empty");
+    let mut target = target(&server, 2);
+    target.timeout = TIMEOUT;
+    let fs = Direct::over(target, LONG).unwrap();
+    fs.names(b"").map_err(|fail| format!("the mount is not well before: {fail:?}"))?;
+    if case.is_fresh {
+        server.kill_sessions();
+        server.wait_until(|server| server.sessions_open() == 0, TIMEOUT);
+    }
+    server.clear_commands();
+    server.fault_once(verb, what.clone());
+    let started = Instant::now();
+    let result = (case.operation)(&fs);
+    if started.elapsed() > TIMEOUT * 10 {
+        return Err(format!("took {:?}", started.elapsed()));
+    }
+    if server.faults_pending() && result.is_ok() {
+        return Err("the command was never sent".into());
+    }
+    if result == Err(Fail::NotFound) {
+        return Err("“not found” about what is there".into());
+    }
+    server.clear_faults();
+    server.release();
+    heal(&fs)?;
+    judge(case, &server, &fs, result)
+}
+
+/// Within a few pauses everything works again.
+fn heal(fs: &Direct) -> std::result::Result<(), String> {
+    let until = Instant::now() + TIMEOUT * 8;
+    let works = || -> Result<bool> {
+        let names = fs.names(b"dir")?;
+        fs.write(b"dir/after", b"fine")?;
+        let read = fs.read(b"dir/after")?;
+        fs.unlink(b"dir/after")?;
+        Ok(names.contains(&b"g".to_vec()) && read == b"fine" && fs.read(b"dir/g")? == b"content")
+    };
+    loop {
+        match works() {
+            Ok(true) => return Ok(()),
+            Ok(false) => return Err(format!("wrong answers afterwards: {:?}", fs.names(b"dir"))),
+            Err(fail) if Instant::now() > until => return Err(format!("ill afterwards: {fail:?}")),
+            Err(_) => std::thread::yield_now(),
+        }
+    }
+}
+
+/// What is on the server now fits what the caller was told.
+fn judge(
+    case: &Case,
+    server: &Server,
+    fs: &Direct,
+    result: Result<()>,
+) -> std::result::Result<(), String> {
+    let old = server.get("/f").ok_or("/f is gone")?;
+    if old != OLD && old != NEW {
+        return Err(format!("/f is damaged: {} bytes", old.len()));
+    }
+    let done = |server: &Server| match case.name {
+        "replace" => server.get("/f").is_some_and(|bytes| bytes == NEW),
+        "write" => server.get("/new").is_some_and(|bytes| bytes == NEW),
+        "write much" => server.get("/much").is_some_and(|bytes| bytes.len() == 1_500_000),
+        "make a directory" => server.exists("/made"),
+        "remove a directory" => !server.exists("/empty"),
+        "remove a file" => !server.exists("/gone"),
+        "rename" => server.exists("/to") && !server.exists("/from"),
+        _ => true,
+    };
+    // A reply that came before its command may be believed before the work is done.
+    let done = server.wait_until(done, if result.is_ok() { TIMEOUT } else { Duration::ZERO });
+    if result.is_ok() && !done {
+        return Err("told to be done, and is not".into());
+    }
+    // What could not be sent is here and can be sent now.
+    fs.vfs.drain().map_err(|error| format!("cannot be sent afterwards: {error}"))?;
+    if case.name == "replace" && server.get("/f").as_deref() != Some(NEW) {
+        return Err("lost".into());
+    }
+    let open = fs.vfs.pool().snapshot();
+    if open.leased != 0 {
+        return Err(format!("a connection is lost: {open:?}"));
+    }
+    Ok(())
+}
+
+#[test]
+fn every_command_with_every_fault() {
+    let cells: Vec<(&Case, &'static str, &What)> = CASES
+        .iter()
+        .flat_map(|case| case.verbs.iter().map(move |verb| (case, *verb)))
+        .flat_map(|(case, verb)| {
+            let has_data = matches!(verb, "RETR" | "STOR" | "MLSD" | "LIST");
+            let more = if has_data { DATA_FAULTS } else { &[] };
+            FAULTS.iter().chain(more).map(move |what| (case, verb, what))
+        })
+        .collect();
+    let next = AtomicUsize::new(0);
+    let wrong = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        // Most of them wait most of the time.
+        for _ in 0..24 {
+            scope.spawn(|| {
+                while let Some((case, verb, what)) = cells.get(next.fetch_add(1, Ordering::Relaxed))
+                {
+                    let run = std::panic::catch_unwind(|| run(case, verb, what));
+                    let why = match run {
+                        Ok(Ok(())) => continue,
+                        Ok(Err(why)) => why,
+                        Err(_) => "a panic, see above".into(),
+                    };
+                    wrong.lock().unwrap().push(format!("{} · {verb} · {what:?}: {why}", case.name));
+                }
+            });
+        }
+    });
+    println!("{} cases", cells.len());
+    let wrong = wrong.into_inner().unwrap();
+    assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cells.len(), wrong.join("\n"));
+}
