@@ -512,6 +512,18 @@ impl Session {
         Ok(Stat { kind: None, size, mtime })
     }
 
+    /// The size, and the time if that costs nothing more: by one command.
+    pub(crate) fn size_and_time(
+        &mut self,
+        path: &RemotePath,
+    ) -> Result<(Option<u64>, Option<Timestamp>), Error> {
+        if self.server.verdict(Habit::Mlsd) == Verdict::Yes {
+            let stat = self.stat(path)?;
+            return Ok((stat.size, stat.mtime));
+        }
+        Ok((self.size(path)?, None))
+    }
+
     /// SIZE; `None` where the server does not know the command.
     pub(crate) fn size(&mut self, path: &RemotePath) -> Result<Option<u64>, Error> {
         let Some(reply) = self.ask(Habit::Size, "SIZE", path)? else { return Ok(None) };

@@ -7,7 +7,7 @@
 use super::attr::Version;
 use super::error::{Error, Result};
 use super::window::{Plan, TAIL, Window};
-use crate::ftp::{Download, Pool, RemotePath};
+use crate::ftp::{self, Download, Pool, RemotePath};
 
 /// How often a read that lost its connection is taken up again where it stopped.
 const TRIES: usize = 3;
@@ -21,11 +21,25 @@ pub(crate) struct Reader {
     was_opened: bool,
     /// Every byte given out so far came over one transfer from the file's beginning.
     is_one_stretch: bool,
+    /// Data that end here need no further proof: the size as listed, where it does not bind.
+    expected: Option<u64>,
 }
 
 impl Reader {
     pub(crate) fn new(version: Version) -> Self {
-        Self { version, window: Window::default(), was_opened: false, is_one_stretch: true }
+        Self {
+            version,
+            window: Window::default(),
+            was_opened: false,
+            is_one_stretch: true,
+            expected: None,
+        }
+    }
+
+    /// To the true end of the file, which may be beyond the one that was listed a while ago.
+    pub(crate) fn to_end(version: Version) -> Self {
+        let expected = version.size;
+        Self { expected, ..Self::new(Version { size: None, ..version }) }
     }
 
     /// The bytes at `offset`: exactly `length` of them, fewer only at the end of the file; no
@@ -135,15 +149,23 @@ impl Reader {
         Ok(())
     }
 
-    /// The data ended before the size that was listed. Either the transfer failed, or the file
-    /// became shorter: then what was read is still one version if it is one stretch.
+    /// The data ended before the size that was listed, or where no size is known. The transfer was
+    /// cut (a proxy may do that properly, and the server may not notice), or the file became
+    /// shorter: then what was read is still one version if it is one stretch.
     fn end_early(&mut self, download: Download, pool: &Pool, path: &RemotePath) -> Result<()> {
         let end = self.window.end();
         let was_cut = download.was_cut();
-        download.finish().map_err(|error| Error::Io(error.to_string()))?;
-        // Somebody in between can make such an end; only the server's own word proves it.
-        if was_cut && pool.ask(|session| session.stat(path))?.size != Some(end) {
-            return Err(Error::Io("the data ended without TLS saying so: perhaps cut".into()));
+        download.finish()?;
+        if self.expected != Some(end) {
+            match pool.ask(|session| session.size_and_time(path)) {
+                Ok((Some(size), _)) if size == end => {}
+                // Nothing but the server's 226 tells; under TLS it must be backed by close_notify.
+                Ok((None, _)) | Err(ftp::Error::Refused(_)) if !was_cut => {}
+                Ok(_) | Err(ftp::Error::Refused(_)) => {
+                    return Err(Error::Io(format!("the data of {path} ended early, at {end}")));
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
         if self.version.size.is_some() && !self.is_one_stretch {
             return Err(Error::Stale(format!("{path} became shorter while it was read")));

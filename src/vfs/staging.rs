@@ -18,10 +18,6 @@ use super::reader::Reader;
 use super::sender::Sender;
 use crate::ftp::{self, Before, Pool, RemotePath, Timestamp};
 
-/// From this size on the server is asked (SIZE, one round trip) whether it has every byte: the
-/// round trip is small beside the transfer. Below it 226 must do.
-const CHECK_SIZE_FROM: u64 = 1024 * 1024;
-
 /// From this size on a new file is sent while it is still being written. Below it, sending takes
 /// about as long as the round trips that a sender costs more (RNFR, RNTO).
 const SEND_AHEAD_FROM: u64 = 1024 * 1024;
@@ -79,6 +75,8 @@ pub(crate) struct Staged {
     sender: Option<Sender>,
     /// A sender was started for this content; one that gave up is not replaced.
     had_sender: bool,
+    /// The time that the server gave to what was sent last.
+    sent_mtime: Option<Timestamp>,
 }
 
 /// What a commit changed on the server.
@@ -125,6 +123,7 @@ impl Staged {
             is_sequential: true,
             sender: None,
             had_sender: false,
+            sent_mtime: None,
         })
     }
 
@@ -259,9 +258,8 @@ impl Staged {
         if self.is_filled {
             return Ok(());
         }
-        // To its true end, which may be beyond the one that was listed a while ago.
-        let version = Version { size: None, mtime: self.base.and_then(|base| base.mtime) };
-        let mut reader = Reader::new(version);
+        let version = self.base.unwrap_or(Version { size: None, mtime: None });
+        let mut reader = Reader::to_end(version);
         let mut length = 0;
         loop {
             let block = reader.read(pool, path, key, length, FETCH_BLOCK)?;
@@ -324,28 +322,35 @@ impl Staged {
         self.is_sequential = false;
         let beside = sender.path().clone();
         sender.finish(self.length)?;
-        self.check_size(pool, &beside)
+        self.check(pool, &beside)
             .and_then(|()| replace(pool, &beside, path))
             .inspect_err(|_| remove_quietly(pool, &beside))
     }
 
-    /// STOR, and for a large file the question whether all of it arrived.
-    fn store(&self, pool: &Pool, path: &RemotePath, before: Before) -> Result<()> {
+    /// STOR, and the question whether all of it arrived.
+    fn store(&mut self, pool: &Pool, path: &RemotePath, before: Before) -> Result<()> {
         pool.upload(path, self.local(), self.length, before)?;
-        self.check_size(pool, path)
+        self.check(pool, path)
     }
 
-    fn check_size(&self, pool: &Pool, path: &RemotePath) -> Result<()> {
-        if self.length < CHECK_SIZE_FROM {
+    /// Asks whether every byte arrived: a proxy or NAT that ends the data connection properly, but
+    /// too early, leaves the server with a part and a good conscience (226). One round trip.
+    fn check(&mut self, pool: &Pool, path: &RemotePath) -> Result<()> {
+        self.sent_mtime = None;
+        if self.length == 0 {
             return Ok(());
         }
-        match pool.ask(|session| session.size(path)) {
-            Ok(Some(size)) if size != self.length => Err(Error::Io(format!(
+        match pool.ask(|session| session.size_and_time(path)) {
+            Ok((Some(size), _)) if size != self.length => Err(Error::Io(format!(
                 "the server has {size} bytes of {path}, {} were sent",
                 self.length
             ))),
+            Ok((_, mtime)) => {
+                self.sent_mtime = mtime;
+                Ok(())
+            }
             // A server or folder that tells no sizes (write-only drop boxes): 226 must do.
-            Ok(_) | Err(ftp::Error::Refused(_)) => Ok(()),
+            Err(ftp::Error::Refused(_)) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
@@ -355,7 +360,7 @@ impl Staged {
     fn set_attributes(&mut self, pool: &Pool, path: &RemotePath) -> Result<Committed> {
         let mut committed = Committed {
             length: self.length,
-            mtime: None,
+            mtime: self.sent_mtime,
             mtime_to_remember: None,
             mode: None,
             mode_to_remember: None,

@@ -56,6 +56,8 @@ impl Mount {
             .stdout(messages.try_clone()?)
             .stderr(messages)
             .spawn()?;
+        // For who cleans up if this program is killed.
+        fs::write(work.join("pid"), child.id().to_string())?;
         let mut mount = Self { ftpfs: ftpfs.to_owned(), work: work.to_owned(), directory, child };
         let mounted =
             wait(Duration::from_secs(20), || mount.is_mounted() || mount.ended().is_some());
@@ -167,6 +169,7 @@ impl Drop for Mount {
         if self.ended().is_none() || self.is_mounted() {
             self.destroy();
         }
+        let _ = fs::remove_file(self.work.join("pid"));
     }
 }
 
