@@ -206,7 +206,8 @@ fn a_server_that_does_not_answer_is_given_up() {
     let world = World::new();
     let server = Server::start(Dialect::proftpd());
     for what in [What::Silence, What::Garbage(b"SSH-2.0-OpenSSH\r\n"), What::Close] {
-        server.fault_once("CONNECT", what.clone());
+        server.clear_faults();
+        server.fault(Fault::always("CONNECT", what.clone()));
         let run = Run::of(
             world
                 .command(&[&"mount", &"--timeout", &"1", &url(&server, ""), &world.mnt])

@@ -103,7 +103,7 @@ impl Control {
                 let served = Arc::clone(&served);
                 let answering = std::thread::Builder::new().name("answer".into());
                 // Without a thread nobody can be answered, and who asked sees the end of the line.
-                let _ = answering.spawn(move || answer(&socket, &*served));
+                let _ = answering.spawn(move || answer(&socket, served));
             }
         })?;
         Ok(Self { path })
@@ -116,7 +116,7 @@ impl Drop for Control {
     }
 }
 
-fn answer(socket: &UnixStream, served: &dyn Served) -> io::Result<()> {
+fn answer(socket: &UnixStream, served: Arc<dyn Served>) -> io::Result<()> {
     let peer = system::peer_user(socket)?;
     if peer != system::user_id() && peer != 0 {
         return Ok(());
@@ -127,7 +127,8 @@ fn answer(socket: &UnixStream, served: &dyn Served) -> io::Result<()> {
     match serde_json::from_str(&line)? {
         Request::Status => send(socket, &Answer::Status(served.report())),
         Request::Drain => {
-            drain(socket, served)?;
+            drain(socket, &*served)?;
+            drop(served);
             // The end of this process ends the line, which is what the other side waits for.
             loop {
                 std::thread::park();

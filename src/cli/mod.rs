@@ -179,6 +179,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Mount(arguments) => {
             argv::blank_passwords(&arguments.source);
             let _ = system::forbid_core_dump();
+            system::limit_heap();
             log::start(arguments.verbose);
             mount::run(MountConfig::new(*arguments, &Environment::read())?)
         }

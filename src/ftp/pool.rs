@@ -31,6 +31,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// vsftpd and ProFTPD after 300 and 600, and a NAT may forget it without a word.
 const IDLE_LIMIT: Duration = Duration::from_secs(100);
 
+/// How often a connection that breaks while it logs in is tried for one caller.
+const CONNECT_TRIES: usize = 3;
+
 /// How often idle sessions are looked for; small beside [`IDLE_LIMIT`].
 const ROUND: Duration = Duration::from_secs(10);
 
@@ -182,9 +185,9 @@ impl Pool {
         }
     }
 
-    /// Stores the first `length` bytes of `file`; Ok means that the server has them all. If the
-    /// connection is lost after the last byte, the size on the server tells whether only the reply
-    /// was, provided that nothing was there `before`; else it is sent again from its beginning, once.
+    /// Stores the first `length` bytes of `file`, in one attempt; Ok means that the server confirmed
+    /// them. If the connection is lost after the last byte, the size on the server tells whether
+    /// only the reply was, provided that nothing was there `before`.
     pub fn upload(
         &self,
         path: &RemotePath,
@@ -193,13 +196,13 @@ impl Pool {
         before: Before,
     ) -> Result<(), Error> {
         let is_sent = Cell::new(false);
-        let send = |age| {
-            let mut upload = Upload::open(self.shared.lease(age)?, path)?;
+        let send = || {
+            let mut upload = Upload::open(self.lease()?, path)?;
             upload.send(file, 0, length)?;
             is_sent.set(true);
             upload.finish()
         };
-        let error = match send(Age::Any) {
+        let error = match send() {
             Err(error) if error.lost_session() => error,
             result => return result,
         };
@@ -210,8 +213,7 @@ impl Pool {
             log::info!("upload of {path}: {error}; but all of it is there");
             return Ok(());
         }
-        log::warn!("upload of {path}: {error}; once more from the beginning");
-        send(Age::Fresh)
+        Err(error)
     }
 
     /// Begins an upload whose bytes are still being made.
@@ -341,6 +343,7 @@ enum Step {
 impl Shared {
     fn lease(self: &Arc<Self>, age: Age) -> Result<Session, Error> {
         let started = Instant::now();
+        let mut tries = 0;
         let ticket = {
             let mut state = lock(&self.state);
             state.tickets += 1;
@@ -354,11 +357,16 @@ impl Shared {
                         return Ok(session);
                     }
                 }
-                Step::Connect(slot) => {
-                    if let Some(session) = self.connect(slot)? {
-                        return Ok(session);
+                Step::Connect(slot) => match self.connect(slot, tries) {
+                    Ok(Some(session)) => return Ok(session),
+                    Ok(None) => {}
+                    // Broken while logging in, which says nothing about the server: once more.
+                    Err(error) if error.lost_session() && tries + 1 < CONNECT_TRIES => {
+                        log::info!("{error}; connecting once more");
+                        tries += 1;
                     }
-                }
+                    Err(error) => return Err(error),
+                },
                 Step::Steal(download) => download.leave(false),
                 Step::Discard(session) => drop(session),
                 Step::Wait => {}
@@ -427,16 +435,20 @@ impl Shared {
 
     /// A new session; `None` when the server allows no more than there are: then the caller waits
     /// its turn.
-    fn connect(self: &Arc<Self>, slot: Slot) -> Result<Option<Session>, Error> {
+    fn connect(self: &Arc<Self>, slot: Slot, tries: usize) -> Result<Option<Session>, Error> {
         let opened = self.connector.open(slot);
         lock(&self.state).connecting -= 1;
-        let result = self.sort_opened(opened);
+        let result = self.sort_opened(opened, tries);
         // Whoever waited for the outcome sees it now.
         self.changed.notify_all();
         result
     }
 
-    fn sort_opened(&self, opened: Result<Session, Error>) -> Result<Option<Session>, Error> {
+    fn sort_opened(
+        &self,
+        opened: Result<Session, Error>,
+        tries: usize,
+    ) -> Result<Option<Session>, Error> {
         match opened {
             Ok(session) => {
                 lock(&self.state).down = None;
@@ -455,7 +467,12 @@ impl Shared {
                 Ok(None)
             }
             Err(error) => {
-                lock(&self.state).note_down(error.to_string());
+                let mut state = lock(&self.state);
+                // As long as others work, one that broke is no reason to fail everybody.
+                let others_work = state.open > state.connecting;
+                if !error.lost_session() || (tries + 1 >= CONNECT_TRIES && !others_work) {
+                    state.note_down(error.to_string());
+                }
                 Err(error)
             }
         }

@@ -239,10 +239,14 @@ impl Session {
         }
     }
 
-    /// One command that must be answered by 2xx.
+    /// One command that must be answered by 2xx. A 3xx asks for more of a command that was not given.
     pub(crate) fn expect(&mut self, line: &str) -> Result<Reply, Error> {
         let reply = self.command(line)?;
-        if reply.is_success() { Ok(reply) } else { Err(Error::from_reply(reply)) }
+        match reply.code {
+            200..300 => Ok(reply),
+            300..400 => Err(out_of_step("a reply to another command")),
+            _ => Err(Error::from_reply(reply)),
+        }
     }
 
     fn expect_path(&mut self, verb: &str, path: &RemotePath) -> Result<Reply, Error> {

@@ -53,6 +53,14 @@ pub enum Error {
 /// The result of a file-system operation.
 pub type Result<T> = std::result::Result<T, Error>;
 
+impl Error {
+    /// May the same work another time? Not what was refused for a reason, and not after a
+    /// time-out, as the caller has waited long enough.
+    pub(crate) fn is_transient(&self) -> bool {
+        matches!(self, Self::Io(_) | Self::Unreachable(_))
+    }
+}
+
 impl From<ftp::Error> for Error {
     fn from(error: ftp::Error) -> Self {
         let text = error.to_string();

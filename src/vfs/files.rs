@@ -204,7 +204,7 @@ impl Vfs {
         let Some(closed) = self.handles.close(fh) else { return };
         if closed.was_last {
             self.forsake_if_worthless(closed.ino);
-            self.handles.unstage(closed.ino);
+            self.unstage(closed.ino);
         }
         if closed.is_doomed
             && let Ok(path) = self.path(closed.ino)
@@ -236,7 +236,9 @@ impl Vfs {
             return Ok(());
         }
         let path = self.path(ino)?;
-        let committed = staged.commit(&self.pool, &path)?;
+        // After a failure nobody knows what the server has.
+        let committed =
+            staged.commit(&self.pool, &path).inspect_err(|_| self.expire_parent(ino))?;
         if let (Some(committed), Some((parent, name))) = (committed, self.place(ino)) {
             self.show_committed(parent, &name, &committed);
         }
@@ -296,7 +298,7 @@ impl Vfs {
         let result = result.and_then(|()| {
             if self.handles.is_open(ino) { Ok(()) } else { self.commit(ino, &staged) }
         });
-        self.handles.unstage(ino);
+        self.unstage(ino);
         result
     }
 

@@ -1,6 +1,6 @@
 //! Open handles, and the staged file of each inode that is being written.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::dircache::{Item, Listing};
@@ -63,6 +63,18 @@ struct State {
     /// Removed while open, and kept under another name until the last handle is closed: what was
     /// listed of it.
     doomed: HashMap<Ino, Item>,
+    /// Staged files with unsent bytes that nobody has open; their inodes are pinned for that.
+    kept: HashSet<Ino>,
+}
+
+/// What became of the staged file of an inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unstaged {
+    AsBefore,
+    /// From now on only its unsent bytes hold it: the name must not be forgotten.
+    Kept,
+    /// They are sent, or not wanted any more.
+    NoLongerKept,
 }
 
 impl Handles {
@@ -151,18 +163,20 @@ impl Handles {
     }
 
     /// Drops the staged file of an inode that nobody has open and that holds nothing unsent.
-    pub(crate) fn unstage(&self, ino: Ino) {
+    pub(crate) fn unstage(&self, ino: Ino) -> Unstaged {
         let mut state = self.lock();
         if state.opens.contains_key(&ino) {
-            return;
+            return Unstaged::AsBefore;
         }
         let unsent = state.staged.get(&ino).is_some_and(|(staged, _)| {
             // Somebody at work on it keeps it; it is dropped when that one is done.
             staged.try_lock().map_or(true, |staged| staged.is_dirty())
         });
-        if !unsent {
-            state.staged.remove(&ino);
+        if unsent {
+            return if state.kept.insert(ino) { Unstaged::Kept } else { Unstaged::AsBefore };
         }
+        state.staged.remove(&ino);
+        if state.kept.remove(&ino) { Unstaged::NoLongerKept } else { Unstaged::AsBefore }
     }
 
     /// Everything staged, to be sent or shown.

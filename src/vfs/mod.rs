@@ -35,7 +35,7 @@ pub use tree::{Ino, ROOT};
 
 use attr::Ownership;
 use dircache::{DirCache, Fresh, Item};
-use handles::{Handles, OpenDirectory};
+use handles::{Handles, OpenDirectory, Unstaged};
 use staging::OWN_PREFIX;
 use tree::Tree;
 
@@ -263,6 +263,8 @@ impl Vfs {
         let mut first = Ok(());
         for (ino, staged) in self.handles.all_staged() {
             let sent = self.commit(ino, &staged);
+            drop(staged);
+            self.unstage(ino);
             if first.is_ok() {
                 first = sent;
             }
@@ -360,6 +362,15 @@ impl Vfs {
 
     fn place(&self, ino: Ino) -> Option<(Ino, Arc<[u8]>)> {
         self.tree().place(ino)
+    }
+
+    /// Drops what is staged and not needed; a name whose bytes are unsent stays known.
+    fn unstage(&self, ino: Ino) {
+        match self.handles.unstage(ino) {
+            Unstaged::AsBefore => {}
+            Unstaged::Kept => self.tree().pin(ino),
+            Unstaged::NoLongerKept => self.unpin(ino),
+        }
     }
 
     fn unpin(&self, ino: Ino) {

@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::dircache::Item;
 use super::error::{Error, Result};
 use super::files::{lock, new_item, now_stamp};
-use super::staging::{Staged, beside, replace};
+use super::staging::{Staged, beside, move_once, remove_quietly, replace};
 use super::tree::Ino;
 use super::{Found, Vfs};
 use crate::ftp::{self, Entry, Kind, RemotePath};
@@ -51,10 +51,10 @@ impl Vfs {
         if let Err(error) = self.commit(ino, &staged) {
             lock(&staged).unlink();
             self.drop_name(parent, name);
-            self.handles.unstage(ino);
+            self.unstage(ino);
             return Err(error);
         }
-        self.handles.unstage(ino);
+        self.unstage(ino);
         Ok(found)
     }
 
@@ -82,6 +82,10 @@ impl Vfs {
         let ino = self.tree().find(parent, name);
         if let Some(ino) = ino {
             if item.is_unsent {
+                let staged = self.handles.staged(ino);
+                if staged.is_some_and(|staged| lock(&staged).may_be_partly_there()) {
+                    remove_quietly(&self.pool, &self.child_path(parent, name)?);
+                }
                 self.forsake(ino);
                 self.drop_name(parent, name);
                 return Ok(());
@@ -91,10 +95,15 @@ impl Vfs {
             }
         }
         let path = self.child_path(parent, name)?;
-        if let Err(error) = self.pool.ask(|session| session.remove_file(&path)) {
+        let (removed, was_tried_twice) = self.pool.ask_noting(|session| session.remove_file(&path));
+        if let Err(error) = removed {
             let (there, error) = self.look_again(parent, name, error)?;
             if there.is_some() {
                 return Err(error.into());
+            }
+            if !was_tried_twice {
+                // Somebody else was faster.
+                return Err(Error::NotFound);
             }
         }
         if let Some(ino) = ino {
@@ -156,7 +165,11 @@ impl Vfs {
         let (source, destination) =
             (self.child_path(from.0, from.1)?, self.child_path(to.0, to.1)?);
         let over_file = target.as_ref().is_some_and(|item| item.entry.kind != Kind::Directory);
-        self.move_on_server(from, to, &source, &destination, over_file)?;
+        self.move_on_server(from, &source, &destination, over_file).inspect_err(|_| {
+            // Nobody knows how far it came.
+            self.cache.expire(from.0);
+            self.cache.expire(to.0);
+        })?;
         self.tree().relink(from, to);
         let moved = self.cache.known(from.0).and_then(|known| known.get(from.1).cloned());
         self.cache.remove(from.0, from.1);
@@ -187,7 +200,6 @@ impl Vfs {
     fn move_on_server(
         &self,
         from: (Ino, &[u8]),
-        to: (Ino, &[u8]),
         source: &RemotePath,
         destination: &RemotePath,
         over_file: bool,
@@ -195,17 +207,11 @@ impl Vfs {
         if over_file {
             return replace(&self.pool, source, destination);
         }
-        let Err(error) = self.pool.ask(|session| session.rename(source, destination)) else {
-            return Ok(());
-        };
-        let (there, error) = self.look_again(from.0, from.1, error)?;
-        if there.is_some() {
-            return Err(error.into());
-        }
-        self.cache.expire(to.0);
-        match self.listing(to.0, Instant::now())?.find(to.1)? {
-            Some(_) => Ok(()),
-            None => Err(Error::NotFound),
+        let Err(reply) = move_once(&self.pool, source, destination)? else { return Ok(()) };
+        match self.look_again(from.0, from.1, ftp::Error::Refused(reply))? {
+            (Some(_), error) => Err(error.into()),
+            // Somebody else was faster.
+            (None, _) => Err(Error::NotFound),
         }
     }
 
@@ -241,7 +247,7 @@ impl Vfs {
     fn forsake(&self, ino: Ino) {
         if let Some(staged) = self.handles.staged(ino) {
             lock(&staged).unlink();
-            self.handles.unstage(ino);
+            self.unstage(ino);
         }
     }
 

@@ -16,7 +16,7 @@ use super::attr::Version;
 use super::error::{Error, Result};
 use super::reader::Reader;
 use super::sender::Sender;
-use crate::ftp::{self, Before, Pool, RemotePath, Timestamp};
+use crate::ftp::{self, Before, Pool, RemotePath, Reply, Timestamp};
 
 /// From this size on a new file is sent while it is still being written. Below it, sending takes
 /// about as long as the round trips that a sender costs more (RNFR, RNTO).
@@ -77,6 +77,8 @@ pub(crate) struct Staged {
     had_sender: bool,
     /// The time that the server gave to what was sent last.
     sent_mtime: Option<Timestamp>,
+    /// A new file that was once sent under its own name, and not completely.
+    may_be_partly_there: bool,
 }
 
 /// What a commit changed on the server.
@@ -124,6 +126,7 @@ impl Staged {
             sender: None,
             had_sender: false,
             sent_mtime: None,
+            may_be_partly_there: false,
         })
     }
 
@@ -286,6 +289,7 @@ impl Staged {
         self.last_error = sent.as_ref().err().map(ToString::to_string);
         sent?;
         self.is_dirty = false;
+        self.may_be_partly_there = false;
         self.base = Some(Version { size: Some(self.length), mtime: None });
         self.set_attributes(pool, path).map(Some)
     }
@@ -297,9 +301,28 @@ impl Staged {
                 Err(error) => log::info!("{path} is sent again from its beginning: {error}"),
             }
         }
-        if self.base.is_none() {
-            return self.store(pool, path, Before::Nothing);
+        if self.base.is_none() && !self.may_be_partly_there {
+            match self.store(pool, path, Before::Nothing) {
+                Err(error) if error.is_transient() => {
+                    // The server may go on writing what it has of this under its name: from now
+                    // on the file comes whole, by a rename.
+                    self.may_be_partly_there = true;
+                    log::warn!("upload of {path}: {error}; once more from the beginning");
+                }
+                result => return result,
+            }
         }
+        match self.send_beside(pool, path) {
+            Err(error) if error.is_transient() => {
+                log::warn!("upload of {path}: {error}; once more from the beginning");
+                self.send_beside(pool, path)
+            }
+            result => result,
+        }
+    }
+
+    /// To a new name in the same directory, and from there by a rename.
+    fn send_beside(&mut self, pool: &Pool, path: &RemotePath) -> Result<()> {
         let beside = beside(path)?;
         match self.store(pool, &beside, Before::Nothing) {
             Ok(()) => {}
@@ -314,6 +337,11 @@ impl Staged {
             }
         }
         replace(pool, &beside, path).inspect_err(|_| remove_quietly(pool, &beside))
+    }
+
+    /// Was it tried to send it under its own name, without success?
+    pub(crate) fn may_be_partly_there(&self) -> bool {
+        self.may_be_partly_there
     }
 
     /// What was sent ahead becomes the file. The writer may go on after this (fsync): what is added
@@ -416,35 +444,52 @@ pub(crate) fn beside(path: &RemotePath) -> Result<RemotePath> {
 /// Renames `from` over the existing `to`. Where the server refuses to (IIS, FileZilla Server: 550
 /// or 553), the old file is moved aside first and comes back if the second step fails.
 pub(crate) fn replace(pool: &Pool, from: &RemotePath, to: &RemotePath) -> Result<()> {
-    if pool.renames_over() {
-        match pool.ask(|session| session.rename(from, to)) {
-            Ok(()) => return Ok(()),
-            Err(ftp::Error::Refused(_)) => {}
-            Err(error) => return Err(error.into()),
-        }
+    if pool.renames_over() && move_once(pool, from, to)?.is_ok() {
+        return Ok(());
     }
     let aside = beside(to)?;
-    let had_old = match pool.ask(|session| session.rename(to, &aside)) {
-        Ok(()) => true,
-        // Nothing there to move, or nothing that may be moved: the next step tells.
-        Err(ftp::Error::Refused(_)) => false,
-        Err(error) => return Err(error.into()),
-    };
-    match pool.ask(|session| session.rename(from, to)) {
-        Ok(()) => {
+    // If it is refused there is nothing to move, or nothing that may be moved: the next step tells.
+    let had_old = move_once(pool, to, &aside)?.is_ok();
+    match move_once(pool, from, to) {
+        Ok(Ok(())) => {
             if had_old {
                 pool.learn_renames_over(false);
                 remove_quietly(pool, &aside);
             }
             Ok(())
         }
-        Err(error) => {
-            if had_old && let Err(back) = pool.ask(|session| session.rename(&aside, to)) {
-                log::error!("{to} is now called {aside}: it could not be renamed back: {back}");
+        failed => {
+            if had_old && !matches!(move_once(pool, &aside, to), Ok(Ok(()))) {
+                log::error!("{to} is now called {aside}: it could not be renamed back");
             }
-            Err(error.into())
+            failed?.map_err(|reply| ftp::Error::Refused(reply).into())
         }
     }
+}
+
+/// Renames; the inner error is the server's refusal. A refusal of a second try, after the first one's
+/// reply was lost, may come from the first one's success: then a look tells.
+pub(crate) fn move_once(
+    pool: &Pool,
+    from: &RemotePath,
+    to: &RemotePath,
+) -> Result<std::result::Result<(), Reply>> {
+    let (result, was_tried_twice) = pool.ask_noting(|session| session.rename(from, to));
+    match result {
+        Ok(()) => Ok(Ok(())),
+        Err(ftp::Error::Refused(reply)) => {
+            let is_done = was_tried_twice && !is_there(pool, from)? && is_there(pool, to)?;
+            Ok(if is_done { Ok(()) } else { Err(reply) })
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// By the directory's listing, which alone proves absence.
+fn is_there(pool: &Pool, path: &RemotePath) -> Result<bool> {
+    let (Some(parent), Some(name)) = (path.parent(), path.name()) else { return Ok(true) };
+    let entries = pool.ask(|session| session.list(&parent))?;
+    Ok(entries.iter().any(|entry| entry.name.as_ref() == name))
 }
 
 /// Removes a file of our own; one that stays behind is only clutter.
