@@ -31,6 +31,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// vsftpd and ProFTPD after 300 and 600, and a NAT may forget it without a word.
 const IDLE_LIMIT: Duration = Duration::from_secs(100);
 
+/// How long to wait before asking again a server that has no connection left.
+const TURN: Duration = Duration::from_millis(200);
+
 /// How often a connection that breaks while it logs in is tried for one caller.
 const CONNECT_TRIES: usize = 3;
 
@@ -365,6 +368,10 @@ impl Shared {
                         log::info!("{error}; connecting once more");
                         tries += 1;
                     }
+                    Err(Error::TooMany(reply)) if self.may_wait(started) => {
+                        log::info!("{reply}; waiting for a connection");
+                        std::thread::sleep(TURN);
+                    }
                     Err(error) => return Err(error),
                 },
                 Step::Steal(download) => download.leave(false),
@@ -373,6 +380,13 @@ impl Shared {
                 Step::Fail(error) => return Err(error),
             }
         }
+    }
+
+    /// May somebody who has waited since `started` wait for others to end their connections? Not
+    /// for the first of all, as whoever mounts wants to know.
+    fn may_wait(&self, started: Instant) -> bool {
+        let target = self.connector.target();
+        self.connector.server().base().is_some() && started.elapsed() + TURN < target.timeout
     }
 
     /// Decides under the lock, waiting if there is nothing to do.
@@ -458,8 +472,8 @@ impl Shared {
             Err(Error::TooMany(reply)) => {
                 let mut state = lock(&self.state);
                 if state.open == 0 {
-                    // Others have taken what the server allows.
-                    state.note_down(reply.to_string());
+                    // Others have taken what the server allows, or it still counts a connection of
+                    // ours that has just ended (Pure-FTPd 1.0.50 does for some milliseconds).
                     return Err(Error::TooMany(reply));
                 }
                 log::warn!("the server allows {} connections: {reply}", state.open);

@@ -160,6 +160,11 @@ impl Session {
         loop {
             let reply = self.read_reply()?;
             match reply.code {
+                // Pure-FTPd 1.0.50 ends a download whose data connection was reset with “150 0.005
+                // seconds (measured here), 1016.82 Mbytes per second”, and says no more.
+                100..200 if reply.text().contains("(measured here)") => {
+                    return Err(Error::Refused(reply));
+                }
                 // A second “150 Opening …” of a server that says it twice.
                 100..200 => {}
                 200..300 => return Ok(()),
