@@ -15,6 +15,8 @@ mod budget;
 mod drivers;
 mod faults;
 mod functional;
+mod hostile;
+mod network;
 mod support;
 mod trouble;
 mod wire_server;

@@ -254,6 +254,83 @@ fn a_server_that_is_down_fails_fast_and_comes_back() {
 }
 
 #[test]
+fn what_was_known_is_shown_while_the_server_is_away() {
+    let (server, _) = start();
+    let fs = Direct::new(&server, 2, Duration::from_millis(1));
+    assert_eq!(fs.names(b"dir").unwrap(), [b"g"]);
+    server.refuse_connections(true);
+    server.kill_sessions();
+    assert!(server.wait_until(|server| server.sessions_open() == 0, PATIENCE));
+    // Until the TTL is over nothing is asked, and nothing noticed.
+    while fs.stat(b"dir/other").err() == Some(Fail::NotFound) {
+        std::thread::yield_now();
+    }
+    assert_eq!(fs.names(b"dir").unwrap(), [b"g"], "older than the TTL, and better than nothing");
+    assert_eq!(fs.stat(b"dir/g").unwrap().size, 1);
+    assert_eq!(fs.stat(b"dir/other").err(), Some(Fail::Io), "no proof that it is absent");
+    assert!(fs.vfs.pool().trouble().is_some());
+    server.refuse_connections(false);
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while fs.write(b"dir/new", b"x").is_err() {
+        assert!(std::time::Instant::now() < deadline, "it never came back");
+        std::thread::yield_now();
+    }
+    assert!(fs.vfs.pool().trouble().is_none());
+}
+
+#[test]
+fn a_file_that_could_not_be_sent_keeps_its_name() {
+    let (server, fs) = start();
+    fs.names(b"dir").unwrap();
+    server.refuse_connections(true);
+    server.kill_sessions();
+    assert!(fs.write(b"dir/unsent", b"precious").is_err());
+    // The kernel forgets what nobody uses.
+    let found = fs.vfs.lookup(ftpfs::vfs::ROOT, b"dir").unwrap().unwrap().attr.ino;
+    fs.vfs.forget(found, 1000);
+    assert_eq!(fs.vfs.pending()[0].path, "/dir/unsent");
+    server.refuse_connections(false);
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while fs.vfs.drain().is_err() {
+        assert!(std::time::Instant::now() < deadline, "it never came back");
+        std::thread::yield_now();
+    }
+    assert_eq!(server.get("/dir/unsent").unwrap(), b"precious");
+    assert!(fs.vfs.pending().is_empty());
+}
+
+#[test]
+fn a_new_file_that_is_removed_before_it_could_be_sent_leaves_nothing() {
+    let (server, fs) = start();
+    server.fault(Fault::always("STOR", What::CutDataReply(300_000, 451, "Disk trouble")));
+    assert!(fs.write(b"dir/part", &vec![b'p'; 700_000]).is_err());
+    server.clear_faults();
+    fs.unlink(b"dir/part").unwrap();
+    assert_eq!(server.names("/dir"), [b"g"]);
+}
+
+#[test]
+fn a_lost_reply_to_a_replacing_rename_is_no_refusal() {
+    let (server, fs) = start();
+    server.fault_once("RNTO", What::LoseReply);
+    fs.write(b"f", b"new").unwrap();
+    assert_eq!(server.get("/f").unwrap(), b"new");
+    assert_eq!(server.names("/"), [&b"dir"[..], b"f"]);
+}
+
+#[test]
+fn a_transfer_that_ends_properly_but_too_early_is_taken_up_again() {
+    // A proxy or NAT may end a data connection so, and a server that had sent all says 226.
+    let (server, fs) = start();
+    server.fault_once("RETR", What::CutDataReply(300_000, 226, "Transfer complete"));
+    assert!(fs.read(b"f").unwrap() == vec![b'x'; 1_000_000]);
+    server.fault_once("STOR", What::CutDataReply(1000, 226, "Transfer complete"));
+    fs.write(b"new", &[b'n'; 5000]).unwrap();
+    assert_eq!(server.get("/new").unwrap().len(), 5000);
+    assert_healthy(&server, &fs);
+}
+
+#[test]
 fn a_server_without_epsv_is_asked_by_pasv() {
     let mut dialect = Dialect::proftpd();
     dialect.epsv = false;

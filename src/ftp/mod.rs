@@ -7,6 +7,8 @@
 
 mod connect;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod listing;
 mod network;
 mod path;

@@ -82,19 +82,22 @@ impl Proxy {
     fn ask_socks(&self, stream: &mut TcpStream, host: &str, port: u16) -> io::Result<()> {
         const NO_LOGIN: u8 = 0;
         const PASSWORD: u8 = 2;
-        let method = if self.login.is_some() { PASSWORD } else { NO_LOGIN };
-        stream.write_all(&[5, 1, method])?;
+        match self.login {
+            Some(_) => stream.write_all(&[5, 2, NO_LOGIN, PASSWORD])?,
+            None => stream.write_all(&[5, 1, NO_LOGIN])?,
+        }
         let [version, chosen] = read_array(stream)?;
         if version != 5 {
             return Err(refused("it is no SOCKS5 proxy"));
         }
-        if chosen != method {
-            return Err(refused(match method {
-                NO_LOGIN => "it wants a login: socks5://user:password@host",
-                _ => "it takes no login by password",
-            }));
+        match (chosen, &self.login) {
+            (NO_LOGIN, _) | (PASSWORD, Some(_)) => {}
+            (_, Some(_)) => return Err(refused("it takes no login by password")),
+            (_, None) => {
+                return Err(refused("it wants a login: socks5://user:password@host"));
+            }
         }
-        if let Some((user, password)) = &self.login {
+        if let (PASSWORD, Some((user, password))) = (chosen, &self.login) {
             let mut request = vec![1];
             push_counted(&mut request, user.as_bytes())?;
             push_counted(&mut request, password.expose())?;
@@ -121,7 +124,10 @@ impl Proxy {
         }
         request.extend(port.to_be_bytes());
         stream.write_all(&request)?;
-        let [_, status, _, kind] = read_array(stream)?;
+        let [version, status, _, kind] = read_array(stream)?;
+        if version != 5 {
+            return Err(refused("its answer makes no sense"));
+        }
         if status != 0 {
             return Err(refused(socks_status(status)));
         }
@@ -132,7 +138,8 @@ impl Proxy {
             3 => usize::from(read_array::<1>(stream)?[0]),
             _ => return Err(refused("its answer makes no sense")),
         };
-        io::copy(&mut stream.take(length as u64 + 2), &mut io::sink()).map(drop)
+        // And two bytes of port.
+        stream.read_exact(&mut vec![0; length + 2])
     }
 
     fn ask_http(&self, stream: &mut TcpStream, host: &str, port: u16) -> io::Result<()> {
@@ -159,8 +166,12 @@ impl Proxy {
         }
         let text = String::from_utf8_lossy(&header);
         let line = text.lines().next().unwrap_or_default();
-        match line.split(' ').nth(1) {
+        let code = line.strip_prefix("HTTP/1.").and_then(|rest| rest.split(' ').nth(1));
+        match code {
             Some(code) if code.len() == 3 && code.starts_with('2') => Ok(()),
+            Some("407") if self.login.is_some() => {
+                Err(refused("it does not accept user and password"))
+            }
             Some("407") => Err(refused("it wants a login: http://user:password@host")),
             _ => Err(refused(
                 &line.chars().filter(|c| !c.is_control()).take(100).collect::<String>(),
@@ -276,12 +287,14 @@ mod tests {
 
     #[test]
     fn refusals_say_why() {
-        const CASES: [(&[&[u8]], &str); 5] = [
+        const CASES: [(&[&[u8]], &str); 7] = [
             (&[&[5, 255]], "wants a login"),
             (&[b"HT"], "no SOCKS5"),
             (&[&[5, 0], &[5, 2, 0, 1]], "rules"),
             (&[&[5, 0], &[5, 5, 0, 1]], "refuses its connection"),
             (&[&[5, 0], &[5, 0, 0, 77]], "no sense"),
+            (&[&[5, 0], &[77, 0, 0, 1]], "no sense"),
+            (&[&[5, 0], &[5, 0, 0, 1]], "fill"),
         ];
         for (answers, said) in CASES {
             let (refused, _) = asked("socks5://p", "nas", answers);
@@ -300,6 +313,8 @@ mod tests {
         assert!(heard.contains("Basic Ym9iOnBhc3M=\r\n"), "{heard}");
         let (refused, _) = asked("http://p", "nas", &[b"HTTP/1.1 407 no\r\n\r\n"]);
         assert!(refused.unwrap_err().to_string().contains("login"));
+        let (refused, _) = asked("http://p", "nas", &[b"garbage 200 x\r\n\r\n"]);
+        assert!(refused.is_err());
         let (refused, _) = asked("http://p", "nas", &[b"HTTP/1.1 403 Forbidden\r\n\r\n"]);
         assert!(refused.unwrap_err().to_string().contains("403 Forbidden"));
     }

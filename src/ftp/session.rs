@@ -232,6 +232,10 @@ impl Session {
 
     fn exchange(&mut self, line: &str) -> Result<Reply, Error> {
         self.settle()?;
+        if self.control.has_unread() {
+            // Whatever it is, it would be taken for the reply to this command.
+            return Err(out_of_step("a reply that nobody asked for"));
+        }
         // No status is expected, so every reply comes back as “unexpected”, with its true code:
         // suppaftp knows only some codes.
         match self.client.custom_command(line, &[]) {
