@@ -5,7 +5,8 @@
 #                                      side by side and never installed
 #   start_server NAME DIR PORT         NAME: vsftpd proftpd pureftpd pyftpdlib; with TLS=explicit or
 #                                      TLS=implicit it speaks nothing else, with $TLS_CERT (key and
-#                                      certificate), or one made for 127.0.0.1
+#                                      certificate), or one made for 127.0.0.1; ProFTPD asks for the
+#                                      client's certificate if TLS_CLIENTS names who signs them
 #   stop_servers                       those that were started by this shell
 #
 # shellcheck shell=bash
@@ -171,6 +172,8 @@ TLSECCertificateFile $TLS_CERT.crt
 TLSECCertificateKeyFile $TLS_CERT.key
 TLSLog $3/tls.log
 $([ "$TLS" = implicit ] && echo TLSOptions UseImplicitSSL)
+${TLS_CLIENTS:+TLSVerifyClient on}
+${TLS_CLIENTS:+TLSCACertificateFile $TLS_CLIENTS}
 C
   launch "$3" "$SERVER_DIR/usr/sbin/proftpd" -n -q -c "$3/conf"
 }
