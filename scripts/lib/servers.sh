@@ -167,7 +167,7 @@ C
   [ -z "${TLS:-}" ] || cat >>"$3/conf" <<C
 LoadModule mod_tls.c
 TLSEngine on
-TLSRequired on
+TLSRequired ${TLS_REQUIRED:-on}
 TLSECCertificateFile $TLS_CERT.crt
 TLSECCertificateKeyFile $TLS_CERT.key
 TLSLog $3/tls.log

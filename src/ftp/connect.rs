@@ -99,7 +99,10 @@ impl Connector {
             self.ask_features(&mut session)?;
         }
         if self.tls.settings().clear_control && session.protocol().is_some() {
-            session.expect("CCC")?;
+            let reply = session.command("CCC")?;
+            if !reply.is_success() {
+                return Err(Error::Tls(format!("the server keeps TLS (CCC refused): {reply}")));
+            }
             session.control().unprotect().map_err(Error::Broken)?;
         }
         self.prepare(&mut session)?;
