@@ -150,7 +150,7 @@ pub fn options(ttl: Duration, staging: &Path) -> Options {
 /// The Vfs itself, without a kernel.
 pub struct Direct {
     pub vfs: Vfs,
-    _staging: tempfile::TempDir,
+    pub staging: tempfile::TempDir,
 }
 
 impl Direct {
@@ -159,10 +159,18 @@ impl Direct {
     }
 
     pub fn over(target: Target, ttl: Duration) -> std::result::Result<Self, ftpfs::ftp::Error> {
-        let staging = tempfile::tempdir().unwrap();
+        Self::staged_in(tempfile::tempdir().unwrap(), target, ttl)
+    }
+
+    /// With a staging directory in which another one may have left something.
+    pub fn staged_in(
+        staging: tempfile::TempDir,
+        target: Target,
+        ttl: Duration,
+    ) -> std::result::Result<Self, ftpfs::ftp::Error> {
         let pool = Pool::open(target)?;
         let vfs = Vfs::new(pool, options(ttl, staging.path())).unwrap();
-        Ok(Self { vfs, _staging: staging })
+        Ok(Self { vfs, staging })
     }
 
     fn find(&self, path: &[u8]) -> Result<Ino> {

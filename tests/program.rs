@@ -406,10 +406,40 @@ fn what_cannot_be_sent_keeps_the_mount_or_stays_on_the_disk() {
     assert!(kept.err.contains("/big") && kept.err.contains("--force"), "{}", kept.err);
     assert!(world.is_mounted());
     world.run(&[&"umount", &"--force", &world.mnt]).assert_fine();
+    let status = world.run(&[&"status"]).out;
+    assert!(status.contains("unsent") && status.contains("/big"), "{status}");
+    // The next mount sends it.
+    server.clear_faults();
+    world.mount(&server).assert_fine();
+    wait_until("it is sent", || server.get("/big").is_some_and(|bytes| bytes == b"precious"));
+    world.umount().assert_fine();
     let staging = world.dir.path().join(".cache/ftpfs/staging");
-    let left: Vec<_> = fs::read_dir(staging).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert_eq!(left.len(), 1);
-    assert_eq!(fs::read(&left[0]).unwrap(), b"precious");
+    assert_eq!(fs::read_dir(staging).unwrap().count(), 0);
+}
+
+#[test]
+fn an_upload_whose_process_is_killed_is_sent_by_the_next_mount() {
+    need_fuse!();
+    let world = World::new();
+    let server = Server::start(Dialect::proftpd());
+    world.mount(&server).assert_fine();
+    let daemon = world.daemon();
+    server.fault(Fault::always("STOR", What::Silence));
+    let path = world.path("big");
+    let writer = std::thread::spawn(move || {
+        let mut file = fs::File::create(path).unwrap();
+        file.write_all(b"precious").unwrap();
+        file.sync_all()
+    });
+    wait_until("it is being sent", || server.count("STOR") > 0);
+    signal(daemon, "KILL");
+    assert!(writer.join().unwrap().is_err(), "nobody was told that it arrived");
+    server.clear_faults();
+    server.release();
+    let again = world.mount(&server);
+    assert_eq!(again.status, 0, "{}", again.err);
+    wait_until("it is sent", || server.get("/big").is_some_and(|bytes| bytes == b"precious"));
+    world.umount().assert_fine();
 }
 
 #[test]

@@ -309,6 +309,72 @@ fn a_new_file_that_is_removed_before_it_could_be_sent_leaves_nothing() {
     assert_eq!(server.names("/dir"), [b"g"]);
 }
 
+/// A file that could not be sent, as a process that ended leaves it.
+fn leave_unsent(server: &Server, path: &[u8], bytes: &[u8]) -> tempfile::TempDir {
+    let Direct { vfs, staging } = {
+        let fs = Direct::new(server, 2, LONG);
+        server.fault(Fault::always("STOR", What::Reply(552, "no room")));
+        assert_eq!(fs.write(path, bytes), Err(Fail::Quota));
+        assert_eq!(fs.vfs.keep_unsent().len(), 1);
+        fs
+    };
+    drop(vfs);
+    server.clear_faults();
+    staging
+}
+
+fn recover(server: &Server, staging: tempfile::TempDir) -> Direct {
+    let target = crate::drivers::target(server, 2);
+    let fs = Direct::staged_in(staging, target, LONG).unwrap();
+    fs.vfs.recover();
+    fs
+}
+
+#[test]
+fn what_an_ended_process_left_unsent_is_sent_by_the_next() {
+    let (server, _) = start();
+    for path in [&b"dir/new"[..], b"f"] {
+        let staging = leave_unsent(&server, path, b"precious");
+        let found = ftpfs::vfs::left_over(staging.path());
+        assert_eq!((found.len(), found[0].bytes), (1, 8));
+        let fs = recover(&server, staging);
+        assert_eq!(server.get([b"/", path].concat()).unwrap(), b"precious");
+        assert_eq!(fs.read(path).unwrap(), b"precious");
+        assert!(fs.vfs.pending().is_empty());
+        assert_eq!(std::fs::read_dir(fs.staging.path()).unwrap().count(), 0);
+    }
+    assert_eq!(server.names("/dir"), [&b"g"[..], b"new"]);
+}
+
+#[test]
+fn what_others_changed_meanwhile_is_not_overwritten() {
+    let (server, _) = start();
+    for (path, theirs) in [(&b"dir/new"[..], "another new one"), (b"f", "another version")] {
+        let staging = leave_unsent(&server, path, b"precious");
+        server.put([b"/", path].concat(), theirs);
+        drop(recover(&server, staging));
+        assert_eq!(server.get([b"/", path].concat()).unwrap(), theirs.as_bytes());
+    }
+    for directory in ["/", "/dir"] {
+        let names = server.names(directory);
+        let beside = names.iter().find(|name| name.windows(9).any(|w| w == b" (unsent ")).unwrap();
+        let path = [directory.as_bytes(), b"/", beside].concat();
+        assert_eq!(server.get(path).unwrap(), b"precious");
+    }
+}
+
+#[test]
+fn what_had_arrived_is_not_sent_again() {
+    let (server, _) = start();
+    let staging = leave_unsent(&server, b"dir/new", b"precious");
+    server.put("/dir/new", "precious");
+    server.clear_commands();
+    let fs = recover(&server, staging);
+    assert_eq!(server.count("STOR"), 0);
+    assert_eq!(server.names("/dir"), [&b"g"[..], b"new"]);
+    assert_eq!(std::fs::read_dir(fs.staging.path()).unwrap().count(), 0);
+}
+
 #[test]
 fn a_lost_reply_to_a_replacing_rename_is_no_refusal() {
     let (server, fs) = start();

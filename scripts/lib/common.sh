@@ -36,7 +36,7 @@ update_lists() {
 need_cargo() {
   packages gcc libc6-dev || die "cannot install a C compiler (the linker of Rust)"
   command -v cargo >/dev/null && return 0
-  die "cargo is missing: install Rust 1.88 or newer, https://rustup.rs"
+  die "cargo is missing: install Rust 1.89 or newer, https://rustup.rs"
 }
 
 # A FUSE device that may be opened?

@@ -112,7 +112,7 @@ fn source_name(target: &Target) -> String {
 }
 
 /// Private, and on a real disk: `/tmp` is often memory.
-fn staging_dir(environment: &Environment) -> PathBuf {
+pub(crate) fn staging_dir(environment: &Environment) -> PathBuf {
     let cache = environment
         .cache_home
         .clone()

@@ -122,6 +122,11 @@ fn serve(config: &MountConfig, ready: &mut Option<Ready>) -> Result<(), Failure>
     let state = Arc::new(State { config: config.clone(), vfs: Arc::clone(&vfs) });
     let control = Control::listen(state)
         .map_err(|error| log::warn!("ftpfs status will not know this mount: {error}"));
+    if !config.options.read_only {
+        // In the background: a mount must not wait for gigabytes of yesterday.
+        let vfs = Arc::clone(&vfs);
+        std::thread::spawn(move || vfs.recover());
+    }
     log::info!("{} is mounted at {}", config.settings.source, config.mountpoint.display());
     if ready.take().is_some_and(|ready| ready.tell().is_err()) {
         // Who typed the command has ended it meanwhile.
@@ -145,14 +150,19 @@ fn finish(vfs: &Vfs, at_once: bool) -> Result<(), Failure> {
     let kept = vfs.keep_unsent();
     vfs.pool().close();
     for (pending, local) in &kept {
-        log::error!("not on the server: {}; kept as {}", pending.path, local.display());
+        log::error!(
+            "not on the server: {}; kept as {} and sent at the next mount",
+            pending.path,
+            local.display()
+        );
     }
     let why = sent.as_ref().err().map_or_else(String::new, |error| format!(": {error}"));
     match kept.first() {
         Some((first, local)) => Err(Failure::new(
             Status::Pending,
             format!(
-                "{} files are not on the server, such as {}, kept as {}{why}",
+                "{} files are not on the server, such as {}, kept as {} and sent at the next \
+                 mount{why}",
                 kept.len(),
                 first.path,
                 local.display()

@@ -3,8 +3,10 @@
 use std::fmt::Write;
 
 use super::control::{self, Report};
+use super::credentials::Environment;
 use super::exit::{Failure, Status};
 use super::{StatusArguments, config, mounts, say};
+use crate::vfs;
 
 pub(crate) fn run(arguments: &StatusArguments) -> Result<(), Failure> {
     let mut reports = control::reports();
@@ -32,6 +34,18 @@ pub(crate) fn run(arguments: &StatusArguments) -> Result<(), Failure> {
     for mount in &dead {
         let path = mount.mountpoint.display();
         let _ = writeln!(text, "{path}  {}\n  dead: ftpfs umount {path} removes it", mount.source);
+    }
+    let environment = Environment::read();
+    let left = vfs::left_over(&config::staging_dir(&environment));
+    for file in left.iter().filter(|_| arguments.mountpoint.is_none()) {
+        let _ = writeln!(
+            text,
+            "unsent, and sent when {} is mounted again: {}  {}, here {}",
+            file.server,
+            file.path,
+            size(file.bytes),
+            file.local.display()
+        );
     }
     if text.is_empty() {
         text.push_str("nothing is mounted by ftpfs\n");

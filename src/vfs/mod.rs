@@ -14,8 +14,10 @@ mod dircache;
 mod error;
 mod files;
 mod handles;
+mod journal;
 mod names;
 mod reader;
+mod recovery;
 mod sender;
 mod staging;
 mod tree;
@@ -31,6 +33,7 @@ pub use error::{Error, Result};
 pub use files::Opened;
 pub use handles::Access;
 pub use names::RenameMode;
+pub use recovery::{LeftOver, left_over};
 pub use tree::{Ino, ROOT};
 
 use attr::Ownership;
@@ -279,7 +282,11 @@ impl Vfs {
         for (ino, staged) in self.handles.all_staged() {
             let (error, local) = match staged.try_lock() {
                 Ok(staged) if !staged.is_dirty() => continue,
-                Ok(mut staged) => (staged.last_error().map(ToOwned::to_owned), staged.keep()),
+                Ok(mut staged) => {
+                    let path = self.path(ino).ok();
+                    let error = staged.last_error().map(ToOwned::to_owned);
+                    (error, staged.keep(&self.pool, path.as_ref()))
+                }
                 Err(_) => (None, self.options.staging_dir.clone()),
             };
             kept.push((self.pending_of(ino, error), local));

@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempPath};
 
 use super::attr::Version;
 use super::error::{Error, Result};
+use super::journal::{self, Note, Orphan};
 use super::reader::Reader;
 use super::sender::Sender;
 use crate::ftp::{self, Before, Pool, RemotePath, Reply, Timestamp};
@@ -109,9 +110,43 @@ impl Staged {
         Ok(new)
     }
 
+    /// What an earlier process left unsent: its whole content is here.
+    pub(crate) fn of_orphan(orphan: Orphan, base: Option<Version>) -> Result<Self> {
+        let Orphan { note, file, path } = orphan;
+        let length = file.metadata()?.len();
+        let mut file = NamedTempFile::from_parts(file, TempPath::try_from_path(path)?);
+        // Until `own_file`: if somebody else stages the file first, this one must not go.
+        file.disable_cleanup(true);
+        let adopted = Self {
+            length,
+            base,
+            is_filled: true,
+            is_dirty: true,
+            is_sequential: false,
+            mode: note.mode,
+            mtime: note.mtime(),
+            may_be_partly_there: true,
+            ..Self::around(file)
+        };
+        adopted.show();
+        Ok(adopted)
+    }
+
+    /// The local file goes when it is no longer needed.
+    pub(crate) fn own_file(&mut self) {
+        self.file.disable_cleanup(false);
+    }
+
     fn empty(dir: &Path) -> Result<Self> {
-        Ok(Self {
-            file: tempfile::Builder::new().prefix("upload-").tempfile_in(dir)?,
+        let file = tempfile::Builder::new().prefix("upload-").tempfile_in(dir)?;
+        // Held until this process ends, so that another one leaves it alone.
+        file.as_file().lock()?;
+        Ok(Self::around(file))
+    }
+
+    fn around(file: NamedTempFile) -> Self {
+        Self {
+            file,
             length: 0,
             shown: Arc::default(),
             base: None,
@@ -127,7 +162,7 @@ impl Staged {
             had_sender: false,
             sent_mtime: None,
             may_be_partly_there: false,
-        })
+        }
     }
 
     /// Are reads and attributes to be taken from here?
@@ -147,8 +182,21 @@ impl Staged {
         self.last_error.as_deref()
     }
 
-    /// The local file stays when this process ends; where it is.
-    pub(crate) fn keep(&mut self) -> PathBuf {
+    /// Writes down where the content belongs. Without a note it is sent all the same, by this
+    /// process.
+    fn note(&self, pool: &Pool, path: &RemotePath) {
+        let base = self.base.filter(|_| !self.is_unlinked);
+        let note = Note::new(pool.server_name(), path.as_bytes(), base, self.mode, self.mtime);
+        if let Err(error) = note.write(self.file.path()) {
+            log::warn!("no note of what is unsent: {}: {error}", self.file.path().display());
+        }
+    }
+
+    /// The local file stays when this process ends, with a note of where it belongs; where it is.
+    pub(crate) fn keep(&mut self, pool: &Pool, path: Option<&RemotePath>) -> PathBuf {
+        if let Some(path) = path {
+            self.note(pool, path);
+        }
         self.file.disable_cleanup(true);
         self.file.path().to_owned()
     }
@@ -168,6 +216,7 @@ impl Staged {
 
     /// The name was removed: the content is for those who have the file open.
     pub(crate) fn unlink(&mut self) {
+        journal::strike(self.file.path());
         self.is_unlinked = true;
         self.base = None;
         self.stop_sender();
@@ -285,9 +334,12 @@ impl Staged {
         if !self.is_dirty() {
             return Ok(None);
         }
+        // Before the first byte, so that it is known where this belongs if the process is killed.
+        self.note(pool, path);
         let sent = self.send(pool, path);
         self.last_error = sent.as_ref().err().map(ToString::to_string);
         sent?;
+        journal::strike(self.file.path());
         self.is_dirty = false;
         self.may_be_partly_there = false;
         self.base = Some(Version { size: Some(self.length), mtime: None });
