@@ -343,7 +343,10 @@ impl Staged {
         self.is_dirty = false;
         self.may_be_partly_there = false;
         self.base = Some(Version { size: Some(self.length), mtime: None });
-        self.set_attributes(pool, path).map(Some)
+        let committed = self.set_attributes(pool, path)?;
+        // As far as the server told it, so that what others change from now on is noticed.
+        self.base = Some(Version { size: Some(self.length), mtime: committed.mtime });
+        Ok(Some(committed))
     }
 
     fn send(&mut self, pool: &Pool, path: &RemotePath) -> Result<()> {
