@@ -189,7 +189,7 @@ fn obey(mut signals: Signals, mountpoint: std::path::PathBuf, vfs: Arc<Vfs>, tel
             // `finish` tries again and tells; here it only comes before the unmounting, so that
             // `umount` of a busy mount still finds everything sent.
             let _ = vfs.drain();
-            match system::unmount(&mountpoint, false) {
+            match system::unmount_soon(&mountpoint) {
                 Ok(()) => {}
                 Err(error) => {
                     let users = mounts::users(&mountpoint, 3).join(", ");

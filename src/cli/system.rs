@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// The user whose rights count.
 pub(crate) fn user_id() -> u32 {
@@ -83,6 +84,26 @@ pub(crate) fn limit_heap() {
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, MMAP_THRESHOLD);
         libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}
+
+/// How long a mount in use is waited for: a file manager that looks into a folder just now, or a
+/// child of a program between its fork and exec, is done in milliseconds.
+const MOMENT: Duration = Duration::from_secs(2);
+
+/// Unmounts, once those who use it only for a moment are done.
+pub(crate) fn unmount_soon(mountpoint: &Path) -> io::Result<()> {
+    let started = Instant::now();
+    loop {
+        match unmount(mountpoint, false) {
+            Err(error)
+                if error.kind() == io::ErrorKind::ResourceBusy && started.elapsed() < MOMENT =>
+            {
+                // A twentieth of a second is not noticed by whoever types the command.
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            result => return result,
+        }
     }
 }
 

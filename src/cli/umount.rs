@@ -33,7 +33,12 @@ pub(crate) fn run(arguments: &UmountArguments) -> Result<(), Failure> {
     } else {
         complain("its process does not answer; the kernel unmounts without it");
     }
-    system::unmount(&mountpoint, arguments.lazy).map_err(|error| match error.kind() {
+    let unmounted = if arguments.lazy {
+        system::unmount(&mountpoint, true)
+    } else {
+        system::unmount_soon(&mountpoint)
+    };
+    unmounted.map_err(|error| match error.kind() {
         io::ErrorKind::ResourceBusy => {
             let users = mounts::users(&mountpoint, 3).join(", ");
             let users = if users.is_empty() { "a program".into() } else { users };
