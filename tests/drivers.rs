@@ -144,6 +144,7 @@ pub fn options(ttl: Duration, staging: &Path) -> Options {
         umask: 0o022,
         strict_owner: false,
         staging_dir: staging.to_owned(),
+        writing: vfs::WritePolicy::default(),
     }
 }
 

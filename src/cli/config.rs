@@ -90,6 +90,7 @@ impl MountConfig {
             umask: words.umask.unwrap_or_else(system::umask),
             strict_owner: arguments.strict_owner || words.strict_owner,
             staging_dir: staging_dir(environment),
+            writing: vfs::WritePolicy::default(),
         };
         Ok(Self {
             target,

@@ -77,6 +77,8 @@ pub(crate) struct Unsent {
     pub(crate) path: String,
     pub(crate) bytes: u64,
     pub(crate) error: Option<String>,
+    /// The bytes on the local disk.
+    pub(crate) local: PathBuf,
 }
 
 /// What the process behind a mount can tell and do.

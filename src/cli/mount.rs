@@ -116,6 +116,7 @@ fn serve(config: &MountConfig, ready: &mut Option<Ready>) -> Result<(), Failure>
         .map_err(|error| local_failure(&config.options.staging_dir, &error))?;
     let mounted = fuse::mount(Arc::clone(&vfs), &config.mountpoint, &config.settings)
         .map_err(|error| mount_failure(config, &error))?;
+    vfs.start_write_back().map_err(|error| Failure::other(format!("threads: {error}")))?;
     let (tell, ends) = mpsc::channel();
     watch(mounted, tell.clone());
     obey(signals, config.mountpoint.clone(), Arc::clone(&vfs), tell);
@@ -149,23 +150,23 @@ fn finish(vfs: &Vfs, at_once: bool) -> Result<(), Failure> {
     let sent = if at_once { Ok(()) } else { vfs.drain() };
     let kept = vfs.keep_unsent();
     vfs.pool().close();
-    for (pending, local) in &kept {
+    for pending in &kept {
         log::error!(
             "not on the server: {}; kept as {} and sent at the next mount",
             pending.path,
-            local.display()
+            pending.local.display()
         );
     }
     let why = sent.as_ref().err().map_or_else(String::new, |error| format!(": {error}"));
     match kept.first() {
-        Some((first, local)) => Err(Failure::new(
+        Some(first) => Err(Failure::new(
             Status::Pending,
             format!(
                 "{} files are not on the server, such as {}, kept as {} and sent at the next \
                  mount{why}",
                 kept.len(),
                 first.path,
-                local.display()
+                first.local.display()
             ),
         )),
         None => sent.map_err(|error| Failure::other(error.to_string())),
@@ -231,6 +232,8 @@ fn connect_failure(error: &ftp::Error) -> Failure {
         | ftp::Error::Connect { .. }
         | ftp::Error::TooMany(_)
         | ftp::Error::Down(_)
+        | ftp::Error::WrongSize { .. }
+        | ftp::Error::Cancelled
         | ftp::Error::ListingTooLarge => Status::Connect,
     };
     Failure::new(status, error.to_string())
@@ -282,6 +285,6 @@ impl Served for State {
     }
 }
 
-fn unsent(Pending { path, bytes, error }: Pending) -> control::Unsent {
-    Unsent { path, bytes, error }
+fn unsent(Pending { path, bytes, error, local }: Pending) -> control::Unsent {
+    Unsent { path, bytes, error, local }
 }

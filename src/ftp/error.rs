@@ -100,6 +100,10 @@ pub enum Error {
     Down(String),
     /// The name cannot be sent to a server.
     BadName(BadName),
+    /// The server confirmed an upload and has another number of bytes.
+    WrongSize { path: String, size: u64, expected: u64 },
+    /// Nobody wants the upload any more.
+    Cancelled,
     /// The listing passed the limits that keep memory bounded.
     ListingTooLarge,
 }
@@ -177,6 +181,10 @@ impl fmt::Display for Error {
             Self::NoDirectory(reply) => write!(f, "no such directory on the server: {reply}"),
             Self::Down(cause) => write!(f, "the server is not reachable just now: {cause}"),
             Self::BadName(bad) => write!(f, "{bad}"),
+            Self::WrongSize { path, size, expected } => {
+                write!(f, "the server has {size} bytes of {path}, and should have {expected}")
+            }
+            Self::Cancelled => f.write_str("the upload is not wanted any more"),
             Self::ListingTooLarge => write!(f, "the listing is larger than ftpfs accepts"),
         }
     }

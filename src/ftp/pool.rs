@@ -5,9 +5,7 @@
 //! limit allows, or takes the oldest parked one, whose reader opens again when it reads on. So
 //! idle readers never starve anybody, and no call holds one connection while it waits for another.
 
-use std::cell::Cell;
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,8 +15,9 @@ use lru::LruCache;
 use super::connect::{Connector, Target};
 use super::error::Error;
 use super::path::RemotePath;
-use super::server::{Habit, Verdict, lock};
+use super::server::{Habit, Server, Verdict, lock};
 use super::session::Session;
+use super::store::Placement;
 use super::transfer::{Download, Upload};
 
 /// The first pause after a failed connection; doubled with each further failure.
@@ -53,14 +52,6 @@ pub struct PoolSnapshot {
     pub parked: usize,
     /// In the hands of a running call.
     pub leased: usize,
-}
-
-/// What is on the server under the name of an upload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Before {
-    Nothing,
-    /// A file, which may have any size.
-    Something,
 }
 
 /// All connections to one server.
@@ -142,6 +133,14 @@ impl Pool {
         self.shared.connector.server().learn(Habit::RenameOver, verdict);
     }
 
+    /// True the first time that a file had to be replaced in place.
+    pub fn note_in_place(&self) -> bool {
+        let server = self.shared.connector.server();
+        let is_first = server.verdict(Habit::InPlace) == Verdict::Unknown;
+        server.learn(Habit::InPlace, Verdict::Yes);
+        is_first
+    }
+
     /// Runs `verb`, and once more on a fresh connection if the first one was lost. For questions,
     /// and for what may be done twice.
     pub fn ask<T>(&self, verb: impl Fn(&mut Session) -> Result<T, Error>) -> Result<T, Error> {
@@ -188,40 +187,29 @@ impl Pool {
         }
     }
 
-    /// Stores the first `length` bytes of `file`, in one attempt; Ok means that the server confirmed
-    /// them. If the connection is lost after the last byte, the size on the server tells whether
-    /// only the reply was, provided that nothing was there `before`.
-    pub fn upload(
-        &self,
-        path: &RemotePath,
-        file: &File,
-        length: u64,
-        before: Before,
-    ) -> Result<(), Error> {
-        let is_sent = Cell::new(false);
-        let send = || {
-            let mut upload = Upload::open(self.lease()?, path)?;
-            upload.send(file, 0, length)?;
-            is_sent.set(true);
-            upload.finish()
-        };
-        let error = match send() {
-            Err(error) if error.lost_session() => error,
-            result => return result,
-        };
-        if is_sent.get()
-            && before == Before::Nothing
-            && self.run(Age::Fresh, |session| session.size(path)).is_ok_and(|s| s == Some(length))
-        {
-            log::info!("upload of {path}: {error}; but all of it is there");
-            return Ok(());
-        }
-        Err(error)
-    }
-
     /// Begins an upload whose bytes are still being made.
     pub fn begin_upload(&self, path: &RemotePath) -> Result<Upload, Error> {
-        Upload::open(self.lease()?, path)
+        self.begin_placed(path, Placement::Whole)
+    }
+
+    pub(crate) fn begin_placed(
+        &self,
+        path: &RemotePath,
+        placement: Placement,
+    ) -> Result<Upload, Error> {
+        Upload::open(self.lease()?, path, placement)
+    }
+
+    /// Runs a question on a fresh connection.
+    pub(crate) fn ask_afresh<T>(
+        &self,
+        verb: impl Fn(&mut Session) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.run(Age::Fresh, verb)
+    }
+
+    pub(crate) fn server(&self) -> &Server {
+        self.shared.connector.server()
     }
 
     /// Does anybody wait for a connection?

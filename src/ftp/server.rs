@@ -32,6 +32,14 @@ pub(crate) enum Habit {
     RenameOver,
     /// Begins a transfer at an offset (REST, RFC 3659 §5).
     Rest,
+    /// Some file could not be replaced by a rename.
+    InPlace,
+    /// Adds to a file by APPE.
+    Appe,
+    /// An upload from an offset on (REST, STOR) leaves what is behind it.
+    RestKeepsTail,
+    /// The same cuts off what is behind it (Pure-FTPd 1.0.50).
+    RestCutsTail,
     /// Answers SIZE (RFC 3659 §4).
     Size,
     /// Answers MDTM (RFC 3659 §3).

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
@@ -10,6 +11,7 @@ use super::error::Error;
 use super::path::RemotePath;
 use super::server::{Habit, Verdict};
 use super::session::Session;
+use super::store::Placement;
 use super::stream::DataSocket;
 
 /// How much is handed to the kernel at a time: four of the largest write requests, so that the
@@ -115,12 +117,47 @@ pub struct Upload {
 }
 
 impl Upload {
-    /// STOR. After a refusal the session is back in the pool.
-    pub(crate) fn open(mut session: Session, path: &RemotePath) -> Result<Self, Error> {
-        match session.open_data(&format!("STOR {}", path.to_wire()), 0) {
+    /// STOR or APPE. After a refusal the session is back in the pool.
+    pub(crate) fn open(
+        mut session: Session,
+        path: &RemotePath,
+        placement: Placement,
+    ) -> Result<Self, Error> {
+        let (verb, offset) = match placement {
+            Placement::Whole => ("STOR", 0),
+            Placement::Append => ("APPE", 0),
+            Placement::At(offset) => ("STOR", offset),
+        };
+        match session.open_data(&format!("{verb} {}", path.to_wire()), offset) {
             Ok(data) => Ok(Self { under_way: Some((session, data)) }),
+            Err(Error::Refused(reply))
+                if placement == Placement::Append && reply.is_unknown_command() =>
+            {
+                session.server().learn(Habit::Appe, Verdict::No);
+                Err(lose_or_give_back(session, Error::Refused(reply)))
+            }
             Err(error) => Err(lose_or_give_back(session, error)),
         }
+    }
+
+    /// Sends a range of `file`; between blocks it asks whether it is still wanted.
+    pub fn send_unless(
+        &mut self,
+        file: &File,
+        range: Range<u64>,
+        is_cancelled: &dyn Fn() -> bool,
+    ) -> Result<(), Error> {
+        let mut at = range.start;
+        while at < range.end {
+            if is_cancelled() {
+                self.throw_away();
+                return Err(Error::Cancelled);
+            }
+            let part = (range.end - at).min(UPLOAD_BLOCK as u64);
+            self.send(file, at, part)?;
+            at += part;
+        }
+        Ok(())
     }
 
     /// Sends `length` bytes of `file` from `offset` on. An error is the server's reason where it
@@ -166,6 +203,10 @@ impl Upload {
 
     /// What was sent is not wanted. The session returns to the pool, owing the reply.
     pub fn abort(mut self) {
+        self.throw_away();
+    }
+
+    fn throw_away(&mut self) {
         if let Some((mut session, data)) = self.under_way.take() {
             data.reset();
             session.owe(None);
