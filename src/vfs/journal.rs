@@ -125,6 +125,15 @@ pub(crate) fn strike(copy: &Path) {
     let _ = fs::remove_file(note_of(copy));
 }
 
+/// Nobody wants it any more: neither the note, damaged or not, nor the local copy.
+pub(crate) fn forget(copy: &Path) -> io::Result<()> {
+    strike(copy);
+    let mut damaged = note_of(copy).into_os_string();
+    damaged.push(DAMAGED);
+    let _ = fs::remove_file(damaged);
+    fs::remove_file(copy)
+}
+
 fn note_of(copy: &Path) -> PathBuf {
     let mut name = copy.as_os_str().to_owned();
     name.push(SUFFIX);

@@ -41,7 +41,7 @@ pub use files::Opened;
 pub use handles::Access;
 pub use names::RenameMode;
 pub use policy::{OnConflict, UploadMode, WritePolicy};
-pub use recovery::{LeftOver, left_over};
+pub use recovery::{LeftOver, forget_left_over, left_over};
 pub use tree::{Ino, ROOT};
 
 use attr::Ownership;

@@ -57,6 +57,11 @@ pub fn left_over(staging_dir: &Path) -> Vec<LeftOver> {
     known.chain(damaged(staging_dir).into_iter().map(nameless)).collect()
 }
 
+/// It is not wanted any more: neither its bytes nor its note.
+pub fn forget_left_over(local: &Path) -> std::io::Result<()> {
+    journal::forget(local)
+}
+
 /// What becomes of a left-behind file, after a look at the server.
 enum Fate {
     /// It had arrived, and only its process did not live to see it.

@@ -545,6 +545,9 @@ impl Staged {
     /// The local file stays when this process ends, with a note of where it belongs; where it is.
     pub(crate) fn keep(&self, pool: &Pool, path: Option<&RemotePath>) -> PathBuf {
         let mut state = self.lock();
+        if let Err(error) = state.content.sync() {
+            log::warn!("{}: {error}", state.content.path().display());
+        }
         if let Some(path) = path {
             state.note_or_warn(pool, path, Durability::Disk);
         }
