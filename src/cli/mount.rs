@@ -231,6 +231,8 @@ fn connect_failure(error: &ftp::Error) -> Failure {
         | ftp::Error::Connect { .. }
         | ftp::Error::TooMany(_)
         | ftp::Error::Down(_)
+        | ftp::Error::WrongSize { .. }
+        | ftp::Error::Cancelled
         | ftp::Error::ListingTooLarge => Status::Connect,
     };
     Failure::new(status, error.to_string())

@@ -138,7 +138,7 @@ impl Work {
                 upload.send(&self.file, sent, state.written - sent)?;
                 sent = state.written;
             } else if state.is_complete {
-                return upload.finish();
+                return upload.finish().map(drop);
             } else if self.pool.is_wanted() {
                 log::info!("{}: the writer pauses and others wait; sent again later", self.path);
                 upload.abort();
