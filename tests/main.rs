@@ -20,3 +20,4 @@ mod network;
 mod support;
 mod trouble;
 mod wire_server;
+mod writing;

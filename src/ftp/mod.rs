@@ -9,6 +9,7 @@ mod connect;
 mod error;
 #[cfg(test)]
 mod fuzz;
+mod lane;
 mod listing;
 mod network;
 mod path;
@@ -25,14 +26,15 @@ mod trust;
 
 pub use connect::Target;
 pub use error::{Error, Reply};
+pub use lane::Look;
 pub use listing::{Entry, Kind, Precision, Timestamp};
 pub use network::{Active, NetworkSettings};
 pub use path::{BadName, RemotePath, check_name};
-pub use pool::{Pool, PoolSnapshot};
+pub use pool::{Pool, PoolSnapshot, TailHabit};
 pub use proxy::Proxy;
 pub use secret::Secret;
 pub use session::{Session, Stat};
-pub use store::{Guard, Look, Outcome, Placement, Store, Stored, Tail};
+pub use store::{Guard, Placement, Renamed, Store, StoreOutcome, Stored};
 pub use tls::{Authorities, Identity, TlsMode, TlsSettings};
 pub use transfer::{Download, Upload};
 pub use trust::{Fingerprint, Trust};

@@ -32,18 +32,23 @@ pub(crate) enum Habit {
     RenameOver,
     /// Begins a transfer at an offset (REST, RFC 3659 §5).
     Rest,
-    /// Some file could not be replaced by a rename.
-    InPlace,
-    /// Adds to a file by APPE.
-    Appe,
-    /// An upload from an offset on (REST, STOR) leaves what is behind it.
-    RestKeepsTail,
-    /// The same cuts off what is behind it (Pure-FTPd 1.0.50).
-    RestCutsTail,
     /// Answers SIZE (RFC 3659 §4).
     Size,
     /// Answers MDTM (RFC 3659 §3).
     Mdtm,
+    /// Appends by APPE (RFC 959 §4.1.3).
+    Appe,
+    /// Keeps what lies behind the bytes that REST and STOR write.
+    KeepsTail,
+    /// Cuts what lies behind the bytes that REST and STOR write.
+    CutsTail,
+    /// Some file could not be replaced by a rename.
+    InPlace,
+    /// Answers several commands sent in one segment, in order. Believed until it fails.
+    Pipelines,
+    /// Leaves commands that came with a transfer until that is over. pyftpdlib 2.0.1 does not: it
+    /// answers them while it receives, so that the size it tells is that of the moment.
+    Queues,
     /// Begins TLS by AUTH TLS (RFC 4217).
     Auth,
     /// Resumes TLS 1.3 sessions on data connections as often as it asks for it.

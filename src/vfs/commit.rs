@@ -13,7 +13,8 @@ use super::replace::{beside, remove_quietly, replace, replace_by_turns};
 use super::sender::Sender;
 use super::staging::{Job, Place, SEND_AHEAD_FROM, Staged};
 use crate::ftp::{
-    self, Guard, Look, Outcome, Placement, RemotePath, Store, Stored, Tail, Timestamp,
+    self, Guard, Look, Placement, RemotePath, Renamed, Store, StoreOutcome, Stored, TailHabit,
+    Timestamp,
 };
 
 /// Below this size a file is sent whole rather than patched in place: the whole then takes no
@@ -119,11 +120,7 @@ impl Errand<'_> {
             match self.job.layout.delta() {
                 Delta::Nothing => return self.set_attributes(),
                 Delta::Append { from } if self.may_append(from) => return self.append(from),
-                Delta::Cut if self.job.length() >= PATCH_FROM => {
-                    if self.tail()? == Tail::Cut {
-                        return self.cut();
-                    }
-                }
+                Delta::Cut if self.may_cut()? => return self.cut(),
                 Delta::Patch(ranges) if self.may_patch()? => return self.patch(&ranges),
                 _ => {}
             }
@@ -189,18 +186,15 @@ impl Errand<'_> {
             guard: self.guard(&agrees),
             ..self.plain_store(&beside, Placement::Whole, 0..self.job.length())
         };
-        let renames = store.rename_to.is_some();
         match self.place.pool.store(&store).map_err(Error::from) {
-            Ok(Outcome::Guarded(_)) => Ok(Err(Conflict)),
-            Ok(Outcome::Stored(stored)) => {
-                if !renames || stored.not_renamed.is_some() {
-                    if let Err(error) = self.put_in_place(&beside, renames) {
-                        remove_quietly(self.place.pool, &beside);
-                        return match error {
-                            Error::Denied(text) => self.fall_back(&text),
-                            error => Err(error),
-                        };
-                    }
+            Ok(StoreOutcome::Guarded(_)) => Ok(Err(Conflict)),
+            Ok(StoreOutcome::Done(stored)) => {
+                if let Err(error) = self.put_in_place(&beside, &stored.renamed) {
+                    remove_quietly(self.place.pool, &beside);
+                    return match error {
+                        Error::Denied(text) => self.fall_back(&text),
+                        error => Err(error),
+                    };
                 }
                 Ok(Ok(self.sent(&stored)))
             }
@@ -213,13 +207,13 @@ impl Errand<'_> {
         }
     }
 
-    /// The server did not rename it over the old file.
-    fn put_in_place(&self, beside: &RemotePath, was_refused: bool) -> Result<()> {
+    /// What is left to do after the upload's own attempt to rename.
+    fn put_in_place(&self, beside: &RemotePath, renamed: &Renamed) -> Result<()> {
         let Place { pool, marks, path, .. } = self.place;
-        if was_refused {
-            replace_by_turns(pool, marks, beside, path)
-        } else {
-            replace(pool, marks, beside, path)
+        match renamed {
+            Renamed::Done => Ok(()),
+            Renamed::NotAsked => replace(pool, marks, beside, path),
+            Renamed::Refused(_) => replace_by_turns(pool, marks, beside, path),
         }
     }
 
@@ -238,14 +232,10 @@ impl Errand<'_> {
         let Place { pool, marks, path, .. } = self.place;
         let beside = sender.path().clone();
         let length = self.job.length();
-        let _mark = sender.finish(length, self.is_cancelled)?;
+        let (stored, _mark) = sender.finish(length, self.is_cancelled)?;
         let finish = || -> Attempt {
-            let stored = pool.settle_stored(
-                &beside,
-                Some(length),
-                self.job.wanted_mode(),
-                self.job.mtime.map(|time| time.seconds),
-            )?;
+            check_size(&stored, length)?;
+            let stored = self.with_attributes(&beside, stored, self.job.wanted_mode())?;
             if self.policy.on_conflict != OnConflict::Overwrite && !self.agrees(&pool.look(path)?) {
                 return Ok(Err(Conflict));
             }
@@ -260,7 +250,7 @@ impl Errand<'_> {
     }
 
     fn may_append(&self, from: u64) -> bool {
-        self.place.pool.may_append() && (from > 0 || self.job.length() > 0)
+        self.place.pool.appends() && (from > 0 || self.job.length() > 0)
     }
 
     /// APPE of what is new, at an end that is where it was. A part of it that an attempt before
@@ -269,35 +259,45 @@ impl Errand<'_> {
         let length = self.job.length();
         let is_retried = self.job.traces.appended_from.is_some();
         self.job.traces.appended_from = Some(from);
-        let look = self.place.pool.look(self.place.path)?;
-        let there = match look {
-            Look::There(stat) => stat.size,
-            Look::Absent | Look::Unknown => None,
+        let is_end = |look: &Look| !is_retried && size_of(look) == Some(from) && self.agrees(look);
+        let look = match self.append_if(from, &is_end) {
+            Ok(StoreOutcome::Done(stored)) => return Ok(Ok(self.sent(&stored))),
+            Ok(StoreOutcome::Guarded(look)) => look,
+            Err(ftp::Error::Refused(reply)) if reply.is_unknown_command() => {
+                return self.store_instead_of_append();
+            }
+            Err(error) => return Err(error.into()),
         };
-        let Some(there) = there else { return self.store_instead_of_append() };
+        let Some(there) = size_of(&look) else { return self.store_instead_of_append() };
         let begin = match there {
             _ if is_retried && (from..=length).contains(&there) => there,
-            _ if there == from && self.agrees(&look) => from,
             // O_APPEND means: behind whatever others appended.
             _ if self.job.is_append_only && there > from => from,
+            _ if self.policy.on_conflict == OnConflict::Overwrite => {
+                return self.store_instead_of_append();
+            }
             _ => return Ok(Err(Conflict)),
         };
-        let expected = there + (length - begin);
-        let store = Store {
-            expected: Some(expected),
-            mode: self.job.mode,
-            ..self.plain_store(self.place.path, Placement::Append, begin..length)
-        };
-        match self.place.pool.store(&store) {
-            Ok(Outcome::Guarded(_)) => Ok(Err(Conflict)),
-            Ok(Outcome::Stored(stored)) => {
-                Ok(Ok(Sent { size: Some(expected), ..self.sent(&stored) }))
+        match self.append_if(begin, &|look| size_of(look) == Some(there))? {
+            StoreOutcome::Guarded(_) => Ok(Err(Conflict)),
+            StoreOutcome::Done(stored) => {
+                let size = Some(there + (length - begin));
+                Ok(Ok(Sent { size, ..self.sent(&stored) }))
             }
-            Err(ftp::Error::Refused(reply)) if reply.is_unknown_command() => {
-                self.store_instead_of_append()
-            }
-            Err(error) => Err(error.into()),
         }
+    }
+
+    fn append_if(
+        &self,
+        begin: u64,
+        agrees: &dyn Fn(&Look) -> bool,
+    ) -> std::result::Result<StoreOutcome, ftp::Error> {
+        let path = self.place.path;
+        self.place.pool.store(&Store {
+            guard: Some((path, agrees)),
+            mode: self.job.mode,
+            ..self.plain_store(path, Placement::Append, begin..self.job.length())
+        })
     }
 
     fn store_instead_of_append(&mut self) -> Attempt {
@@ -306,14 +306,18 @@ impl Errand<'_> {
     }
 
     fn may_patch(&self) -> Result<bool> {
-        let wanted = self.policy.patch_in_place && self.job.length() >= PATCH_FROM;
-        Ok(wanted && self.tail()? == Tail::Kept)
+        let is_wanted = self.policy.patch_in_place && self.job.length() >= PATCH_FROM;
+        Ok(is_wanted && self.tail()? == TailHabit::Keeps)
     }
 
-    fn tail(&self) -> Result<Tail> {
+    fn may_cut(&self) -> Result<bool> {
+        Ok(self.job.length() >= PATCH_FROM && self.tail()? == TailHabit::Cuts)
+    }
+
+    fn tail(&self) -> Result<TailHabit> {
         let scratch = beside(self.place.path)?;
         let _mark = self.place.marks.set(Purpose::Scratch, &scratch, self.place.path);
-        Ok(self.place.pool.tail(&scratch)?)
+        Ok(self.place.pool.tail_habit(&scratch)?)
     }
 
     /// Each changed range over the old bytes.
@@ -326,24 +330,24 @@ impl Errand<'_> {
             return Ok(Err(Conflict));
         }
         self.job.traces.may_be_partly_there = true;
-        let length = self.job.length();
         let mut size = self.job.layout.base_length;
         let mut last = None;
         for (index, range) in ranges.iter().enumerate() {
             let is_last = index + 1 == ranges.len();
             size = size.max(range.end);
             let store = Store {
-                expected: Some(size),
                 mode: self.job.mode.filter(|_| is_last),
                 mtime: self.job.mtime.map(|time| time.seconds).filter(|_| is_last),
                 ..self.plain_store(path, Placement::At(range.start), range.clone())
             };
             match pool.store(&store)? {
-                Outcome::Guarded(_) => return Ok(Err(Conflict)),
-                Outcome::Stored(stored) => last = Some(stored),
+                StoreOutcome::Guarded(_) => return Ok(Err(Conflict)),
+                StoreOutcome::Done(stored) => {
+                    check_size(&stored, size)?;
+                    last = Some(stored);
+                }
             }
         }
-        debug_assert_eq!(size, length);
         let stored = last.ok_or(Error::Invalid)?;
         Ok(Ok(self.sent(&stored)))
     }
@@ -358,16 +362,43 @@ impl Errand<'_> {
             ..self.plain_store(self.place.path, Placement::At(length), length..length)
         };
         match self.place.pool.store(&store)? {
-            Outcome::Guarded(_) => Ok(Err(Conflict)),
-            Outcome::Stored(stored) => Ok(Ok(self.sent(&stored))),
+            StoreOutcome::Guarded(_) => Ok(Err(Conflict)),
+            StoreOutcome::Done(stored) => {
+                check_size(&stored, length)?;
+                Ok(Ok(self.sent(&stored)))
+            }
         }
     }
 
     /// The content is the server's already: only what programs set.
     fn set_attributes(&mut self) -> Attempt {
-        let time = self.job.mtime.map(|time| time.seconds);
-        let stored = self.place.pool.settle_stored(self.place.path, None, self.job.mode, time)?;
+        let size = Some(self.job.length());
+        let (mode_set, mtime_set, renamed) = (false, false, Renamed::NotAsked);
+        let stored = Stored { size, mtime: None, mode_set, mtime_set, renamed };
+        let stored = self.with_attributes(self.place.path, stored, self.job.mode)?;
         Ok(Ok(self.sent(&stored)))
+    }
+
+    /// Sets what programs asked for; what the server refuses is no failure of the upload.
+    fn with_attributes(
+        &self,
+        path: &RemotePath,
+        stored: Stored,
+        mode: Option<u16>,
+    ) -> Result<Stored> {
+        let pool = self.place.pool;
+        let mode_set = match mode {
+            Some(mode) => unless_refused(pool.ask(|session| session.set_mode(path, mode)))?,
+            None => false,
+        };
+        // After the bits, as some servers count a change of bits as a change of the file.
+        let mtime_set = match self.job.mtime {
+            Some(time) => {
+                unless_refused(pool.ask(|session| session.set_modified(path, time.seconds)))?
+            }
+            None => false,
+        };
+        Ok(Stored { mode_set, mtime_set, ..stored })
     }
 
     /// Others changed the file since it was opened.
@@ -405,8 +436,8 @@ impl Errand<'_> {
             ..self.plain_store(path, placement, range)
         };
         match self.place.pool.store(&store)? {
-            Outcome::Guarded(_) => Ok(Err(Conflict)),
-            Outcome::Stored(stored) => Ok(Ok(self.sent(&stored))),
+            StoreOutcome::Guarded(_) => Ok(Err(Conflict)),
+            StoreOutcome::Done(stored) => Ok(Ok(self.sent(&stored))),
         }
     }
 
@@ -421,7 +452,6 @@ impl Errand<'_> {
             file: &self.job.file,
             range,
             placement,
-            expected: Some(self.job.length()),
             guard: None,
             mode: None,
             mtime: self.job.mtime.map(|time| time.seconds),
@@ -472,5 +502,26 @@ impl Errand<'_> {
             told(self.job.layout.present.prefix());
         }
         Ok(())
+    }
+}
+
+fn size_of(look: &Look) -> Option<u64> {
+    match look {
+        Look::There(stat) => stat.size,
+        Look::Absent | Look::Unknown => None,
+    }
+}
+
+fn check_size(stored: &Stored, wanted: u64) -> Result<()> {
+    match stored.size {
+        Some(has) if has != wanted => Err(ftp::Error::WrongSize { has, wanted }.into()),
+        _ => Ok(()),
+    }
+}
+
+fn unless_refused(done: std::result::Result<bool, ftp::Error>) -> Result<bool> {
+    match done {
+        Err(ftp::Error::Refused(_)) => Ok(false),
+        result => Ok(result?),
     }
 }

@@ -309,6 +309,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init)]
     fn the_least_is_sent() {
         assert_eq!(layout(10, |_| {}).delta(), Delta::Nothing);
         assert_eq!(layout(10, |l| l.write(10, 5)).delta(), Delta::Append { from: 10 });

@@ -337,7 +337,7 @@ mod tests {
         fs::write(&path, "precious").unwrap();
         fs::write(note_of(&path), "{\"server\":").unwrap();
         assert!(left_behind(dir.path()).is_empty());
-        assert_eq!(damaged(dir.path()), [path.clone()]);
+        assert_eq!(damaged(dir.path()), std::slice::from_ref(&path));
         assert!(path.exists() && !note_of(&path).exists());
         let mut too_long = note();
         too_long.layout.present.insert(0..9);

@@ -175,7 +175,7 @@ impl Vfs {
         }
         let partly = Traces { may_be_partly_there: true, appended_from: None };
         Ok(match (note.base(), layout.delta()) {
-            (None, _) if size <= layout.length && is_same(size)? => Fate::Send(Some(now), partly),
+            (None, _) if size <= layout.length && is_same(size)? => Fate::Send(None, partly),
             (Some(_), Delta::Append { from }) if size > from && size <= layout.length => {
                 if is_same(size)? {
                     let traces = Traces { may_be_partly_there: false, appended_from: Some(from) };

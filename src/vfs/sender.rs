@@ -12,7 +12,7 @@ use super::error::Result;
 use super::journal::{Mark, Purpose};
 use super::replace::{beside, remove_quietly};
 use super::staging::Place;
-use crate::ftp::{self, Pool, RemotePath};
+use crate::ftp::{self, Pool, RemotePath, Stored};
 
 /// A writer that pauses this long while others wait for a connection loses its own: longer than a
 /// program needs for a page fault or a busy disk, short for somebody who waits for `ls`.
@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(crate) struct Sender {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<std::result::Result<(), ftp::Error>>>,
+    thread: Option<JoinHandle<std::result::Result<Stored, ftp::Error>>>,
     path: RemotePath,
     /// Until the file has its name, or is gone.
     mark: Option<Mark>,
@@ -75,13 +75,13 @@ impl Sender {
         self.shared.changed.notify_all();
     }
 
-    /// The file has `length` bytes: waits until the server confirmed them all. The mark is for
-    /// the time until the file has its name.
+    /// The file has `length` bytes: waits until the server confirmed them; what it has. The mark
+    /// is for the time until the file has its name.
     pub(crate) fn finish(
         mut self,
         length: u64,
         is_cancelled: &dyn Fn() -> bool,
-    ) -> std::result::Result<Option<Mark>, ftp::Error> {
+    ) -> std::result::Result<(Stored, Option<Mark>), ftp::Error> {
         {
             let mut state = self.shared.lock();
             state.written = length;
@@ -97,7 +97,7 @@ impl Sender {
             self.shared.wait_for_end();
         }
         match thread.join() {
-            Ok(result) => result.map(|()| self.mark.take()),
+            Ok(result) => result.map(|stored| (stored, self.mark.take())),
             Err(_) => Err(ftp::Error::Cancelled),
         }
     }
@@ -159,7 +159,7 @@ struct Work {
 }
 
 impl Work {
-    fn run(self) -> std::result::Result<(), ftp::Error> {
+    fn run(self) -> std::result::Result<Stored, ftp::Error> {
         let _end = TellEnd(Arc::clone(&self.shared));
         let result = self.send();
         let is_cancelled = self.shared.lock().is_cancelled;
@@ -169,7 +169,7 @@ impl Work {
         result
     }
 
-    fn send(&self) -> std::result::Result<(), ftp::Error> {
+    fn send(&self) -> std::result::Result<Stored, ftp::Error> {
         let mut upload = self.pool.begin_upload(&self.path)?;
         let mut sent = 0;
         loop {
@@ -180,7 +180,7 @@ impl Work {
             }
             if state.written > sent {
                 let is_cancelled = || self.shared.lock().is_cancelled;
-                upload.send_unless(&self.file, sent..state.written, &is_cancelled)?;
+                upload.send(&self.file, sent..state.written, &is_cancelled)?;
                 sent = state.written;
             } else if state.is_complete {
                 return upload.finish();
