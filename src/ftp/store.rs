@@ -5,6 +5,7 @@
 //! together is in `lane`. Nothing is renamed before the size on the server was found right.
 
 use std::fs::File;
+use std::io::Write;
 use std::ops::Range;
 
 use super::error::{Error, Reply};
@@ -395,7 +396,10 @@ impl Lane {
         range: Range<u64>,
         is_cancelled: &dyn Fn() -> bool,
     ) -> Result<(), Error> {
-        self.socket()?;
+        // Also without a byte: this waits for the connection, which the server would never see if
+        // it were closed while it is being made.
+        let empty = self.socket()?.write(&[]);
+        empty.map_err(|error| Error::from_io(error, "a data connection"))?;
         let mut at = range.start;
         while at < range.end {
             if is_cancelled() {
