@@ -1,8 +1,9 @@
 //! An upload with everything that belongs to it: the look before, the bytes, the questions and
 //! attributes behind them, and the rename.
 //!
-//! A new small file costs three round trips, one that is renamed into place four. What travels
-//! together is in `lane`. Nothing is renamed before the size on the server was found right.
+//! A new small file costs two segments of commands, one that is renamed into place three: by the
+//! sum three and four round trips; vsftpd 3.0.3 and ProFTPD 1.3.8 took one more at 40 ms. What
+//! travels together is in `lane`. Nothing is renamed before the size on the server was found right.
 
 use std::fs::File;
 use std::io::Write;
