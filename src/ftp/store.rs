@@ -398,9 +398,11 @@ impl Lane {
         is_cancelled: &dyn Fn() -> bool,
     ) -> Result<(), Error> {
         // Also without a byte: this waits for the connection, which the server would never see if
-        // it were closed while it is being made.
-        let empty = self.socket()?.write(&[]);
-        empty.map_err(|error| Error::from_io(error, "a data connection"))?;
+        // it were closed while it is being made. TLS has waited, and would read.
+        if let Some(mut socket) = self.socket()?.plain() {
+            let empty = socket.write(&[]);
+            empty.map_err(|error| Error::from_io(error, "a data connection"))?;
+        }
         let mut at = range.start;
         while at < range.end {
             if is_cancelled() {
