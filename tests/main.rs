@@ -16,6 +16,7 @@ mod drivers;
 mod faults;
 mod functional;
 mod hostile;
+mod lane;
 mod network;
 mod support;
 mod trouble;

@@ -224,7 +224,16 @@ impl Pool {
             return Ok(StoreOutcome::Guarded(look));
         }
         let mut is_sent = false;
-        let ended = match ready.send(store, &mut is_sent) {
+        let could_tls13 = self.may_tls13();
+        let mut sent = ready.send(store, &mut is_sent);
+        if could_tls13 && !self.may_tls13() && !is_sent && lost(&sent) {
+            // Refused for the TLS session before the first byte: nothing but a file of no length was
+            // made, which is no reason for the guard to say no.
+            let mut again = self.ready(Age::Fresh, &Store { guard: None, ..store.clone() })?;
+            again.before = before;
+            sent = again.send(store, &mut is_sent);
+        }
+        let ended = match sent {
             // Nothing but this upload can have made what is there.
             Err(error) if is_sent && error.lost_session() && store.is_new(before.as_ref()) => {
                 log::info!("upload of {}: {error}; is all of it there?", store.path);
@@ -236,6 +245,10 @@ impl Pool {
             }
         };
         self.complete(store, before.as_ref(), ended).map(StoreOutcome::Done)
+    }
+
+    fn may_tls13(&self) -> bool {
+        self.shared.connector.server().may(Habit::Tls13)
     }
 
     fn ready(&self, age: Age, store: &Store) -> Result<Ready, Error> {
@@ -387,8 +400,14 @@ impl Pool {
     pub fn begin_upload(&self, path: &RemotePath) -> Result<Upload, Error> {
         let server = self.shared.connector.server();
         let behind = if may_travel(server) { Ask::look(server, path) } else { Vec::new() };
-        let upload = Upload::open(self.lease()?, path, behind)?;
-        Ok(upload.asking())
+        let could_tls13 = self.may_tls13();
+        let upload = match Upload::open(self.lease()?, path, behind) {
+            Err(error) if error.lost_session() && could_tls13 && !self.may_tls13() => {
+                Upload::open(self.shared.lease(Age::Fresh)?, path, Vec::new())
+            }
+            upload => upload,
+        };
+        Ok(upload?.asking())
     }
 
     /// Does anybody wait for a connection?
@@ -455,6 +474,10 @@ impl Drop for Pool {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+fn lost<T>(result: &Result<T, Error>) -> bool {
+    result.as_ref().err().is_some_and(Error::lost_session)
 }
 
 /// Does any session do, or must it be a new one?

@@ -1,10 +1,12 @@
 //! An upload with everything that belongs to it: the look before, the bytes, the questions and
 //! attributes behind them, and the rename.
 //!
-//! A new small file costs three round trips, one that is renamed into place four. What travels
-//! together is in `lane`. Nothing is renamed before the size on the server was found right.
+//! A new small file costs two segments of commands, one that is renamed into place three: by the
+//! sum three and four round trips; vsftpd 3.0.3 and ProFTPD 1.3.8 took one more at 40 ms. What
+//! travels together is in `lane`. Nothing is renamed before the size on the server was found right.
 
 use std::fs::File;
+use std::io::Write;
 use std::ops::Range;
 
 use super::error::{Error, Reply};
@@ -395,7 +397,12 @@ impl Lane {
         range: Range<u64>,
         is_cancelled: &dyn Fn() -> bool,
     ) -> Result<(), Error> {
-        self.socket()?;
+        // Also without a byte: this waits for the connection, which the server would never see if
+        // it were closed while it is being made. TLS has waited, and would read.
+        if let Some(mut socket) = self.socket()?.plain() {
+            let empty = socket.write(&[]);
+            empty.map_err(|error| Error::from_io(error, "a data connection"))?;
+        }
         let mut at = range.start;
         while at < range.end {
             if is_cancelled() {
