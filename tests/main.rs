@@ -16,6 +16,7 @@ mod drivers;
 mod faults;
 mod functional;
 mod hostile;
+mod model;
 mod network;
 mod support;
 mod trouble;
