@@ -176,7 +176,12 @@ impl World {
             let live = self.model.lives.get_mut(&id).unwrap();
             live.is_dirty = false;
             live.is_new = false;
-            live.over_theirs = None;
+            // Now it is known which.
+            if let Some(Node::File(sent)) = is
+                && live.over_theirs.take().as_ref() == Some(&sent.bytes)
+            {
+                live.bytes = sent.bytes.clone();
+            }
         }
         self.adopt_server();
         Ok(())
