@@ -260,15 +260,15 @@ fn tails_are_tried_once() {
     let scratch = path("/scratch~");
     for (rest, habit) in [(Rest::Works, TailHabit::Keeps), (Rest::Ignored, TailHabit::Loses)] {
         let (server, pool) = warm(Dialect { rest, ..Dialect::proftpd() });
-        assert_eq!(pool.keeps_tail(&scratch).unwrap(), habit);
+        assert_eq!(pool.tail_habit(&scratch).unwrap(), habit);
         assert!(!server.exists("/scratch~"));
         assert!(pool.appends());
         server.clear_commands();
-        assert_eq!(pool.keeps_tail(&scratch).unwrap(), habit);
+        assert_eq!(pool.tail_habit(&scratch).unwrap(), habit);
         assert!(server.commands().is_empty());
     }
     let (_server, pool) = warm(Dialect::minimal());
-    assert_eq!(pool.keeps_tail(&scratch).unwrap(), TailHabit::Loses);
+    assert_eq!(pool.tail_habit(&scratch).unwrap(), TailHabit::Loses);
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod faults;
 mod functional;
 mod hostile;
 mod lane;
+mod model;
 mod network;
 mod support;
 mod trouble;

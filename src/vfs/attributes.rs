@@ -65,6 +65,9 @@ impl Vfs {
             let path = self.path(ino)?;
             self.pool.ask(|session| session.set_mode(&path, mode))?
         };
+        if done && let Some(staged) = self.handles.staged(ino) {
+            staged.note_server_mode(mode);
+        }
         self.cache.update(parent, &name, |item| {
             if done { item.set_mode(mode) } else { item.remember_mode(mode) }
         });

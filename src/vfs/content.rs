@@ -12,11 +12,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tempfile::{NamedTempFile, TempPath};
 
+use super::journal;
 use super::ranges::Ranges;
 use super::room::Room;
-
-/// How the local files are called; what follows is random.
-const PREFIX: &str = "upload-";
 
 /// What is known of the bytes; with the local file this is all of the content.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -276,7 +274,7 @@ impl Content {
 
 /// A local file with a lock that ends with this process, so that another one leaves it alone.
 fn local_file(dir: &Path) -> io::Result<NamedTempFile> {
-    let file = tempfile::Builder::new().prefix(PREFIX).tempfile_in(dir)?;
+    let file = tempfile::Builder::new().prefix(journal::COPY).tempfile_in(dir)?;
     file.as_file().lock()?;
     Ok(file)
 }

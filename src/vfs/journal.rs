@@ -20,6 +20,12 @@ use crate::ftp::{Precision, RemotePath, Timestamp};
 /// The names of notes end so, after the name of the local copy.
 const SUFFIX: &str = ".note";
 
+/// The names of notes that are being written end so.
+const UNFINISHED: &str = ".new";
+
+/// The names of local copies begin so; what follows is random, without a dot.
+pub(crate) const COPY: &str = "upload-";
+
 /// What a note becomes that cannot be understood.
 const DAMAGED: &str = ".damaged";
 
@@ -99,7 +105,7 @@ impl Note {
     /// Writes it beside the local copy, whole or not at all.
     pub(crate) fn write(&self, copy: &Path, durability: Durability) -> io::Result<()> {
         let note = note_of(copy);
-        let new = note.with_extension("new");
+        let new = copy.with_extension("new");
         let mut file = File::create(&new)?;
         file.write_all(&serde_json::to_vec(self)?)?;
         if durability == Durability::Disk {
@@ -186,6 +192,29 @@ fn set_aside(note: &Path, copy: &Path, error: &io::Error) {
         copy.display(),
         Path::new(&aside).display()
     );
+}
+
+/// Removes what a process that ended left here and promised to nobody: local copies without a
+/// note, and notes that were not finished.
+pub(crate) fn sweep(dir: &Path) {
+    let is_promised = |copy: &Path| {
+        let mut damaged = note_of(copy).into_os_string();
+        damaged.push(DAMAGED);
+        note_of(copy).exists() || Path::new(&damaged).exists()
+    };
+    for path in names(dir) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        // A note that was begun lies beside its copy, and has its name but for the end.
+        let copy = if name.ends_with(UNFINISHED) { path.with_extension("") } else { path.clone() };
+        let is_copy = name.starts_with(COPY) && path.extension().is_none();
+        if !is_copy && !name.ends_with(UNFINISHED) {
+            continue;
+        }
+        let is_nobodys = File::open(&copy).map_or(true, |file| file.try_lock().is_ok());
+        if is_nobodys && (copy != path || !is_promised(&path)) {
+            let _ = fs::remove_file(&path);
+        }
+    }
 }
 
 /// Notes that were set aside, each with its local copy.
@@ -328,6 +357,21 @@ mod tests {
         drop(found);
         strike(&path);
         assert!(left_behind(dir.path()).is_empty());
+    }
+
+    #[test]
+    fn what_nobody_was_promised_is_swept_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let [held, promised, lost] = ["held", "promised", "lost"].map(|name| {
+            let path = dir.path().join(format!("{COPY}{name}"));
+            (File::create(&path).unwrap(), path)
+        });
+        held.0.lock().unwrap();
+        note().write(&promised.1, Durability::Process).unwrap();
+        fs::write(lost.1.with_extension("new"), "{").unwrap();
+        sweep(dir.path());
+        assert!(held.1.exists() && promised.1.exists() && note_of(&promised.1).exists());
+        assert!(!lost.1.exists() && !lost.1.with_extension("new").exists());
     }
 
     #[test]

@@ -76,6 +76,7 @@ impl Vfs {
     /// Sends what earlier mounts of this server left unsent, and puts away their files on it. What
     /// somebody changed meanwhile is not overwritten. What fails stays, and is tried again.
     pub fn recover(&self) {
+        journal::sweep(&self.options.staging_dir);
         let server = self.pool.server_name();
         for leftover in leftovers(&self.options.staging_dir, &server) {
             if let Err(error) = self.put_away(leftover) {

@@ -390,6 +390,11 @@ impl Staged {
         }
     }
 
+    /// The server took these bits for what it has, at our wish.
+    pub(crate) fn note_server_mode(&self, mode: u16) {
+        self.lock().base_mode = Some(mode);
+    }
+
     /// Where the size is not told, the whole file is fetched before its first change.
     fn size_up(&self, place: &Place<'_>) -> Result<()> {
         if self.lock().is_sized {
