@@ -115,6 +115,8 @@ fn serve(config: &MountConfig, ready: &mut Option<Ready>) -> Result<(), Failure>
     let vfs = Vfs::new(Arc::clone(&pool), config.options.clone())
         .map(Arc::new)
         .map_err(|error| local_failure(&config.options.staging_dir, &error))?;
+    // Programs see what is unsent as it will be.
+    let taken_up = if config.options.read_only { None } else { Some(vfs.take_up()) };
     let mounted = fuse::mount(Arc::clone(&vfs), &config.mountpoint, &config.settings)
         .map_err(|error| mount_failure(config, &error))?;
     vfs.start_write_back().map_err(|error| Failure::other(format!("threads: {error}")))?;
@@ -125,10 +127,10 @@ fn serve(config: &MountConfig, ready: &mut Option<Ready>) -> Result<(), Failure>
     let state = State { config: config.clone(), vfs: Arc::clone(&vfs), leave: Arc::clone(&leave) };
     let control = Control::listen(Arc::new(state))
         .map_err(|error| log::warn!("ftpfs status will not know this mount: {error}"));
-    if !config.options.read_only {
+    if let Some(taken_up) = taken_up {
         // In the background: a mount must not wait for gigabytes of yesterday.
         let vfs = Arc::clone(&vfs);
-        std::thread::spawn(move || vfs.recover());
+        std::thread::spawn(move || vfs.send_taken_up(taken_up));
     }
     log::info!("{} is mounted at {}", config.settings.source, config.mountpoint.display());
     if ready.take().is_some_and(|ready| ready.tell().is_err()) {

@@ -5,9 +5,12 @@
 //! server; the next mount puts it away. What belongs to a living process is locked (flock(2)), and
 //! left alone by all others.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 use serde::{Deserialize, Serialize};
@@ -49,6 +52,9 @@ pub(crate) struct Note {
     pub(crate) layout: Layout,
     /// Parts of it may be under its name already: an attempt to send it had begun.
     pub(crate) may_be_partly_there: bool,
+    /// When it was promised, in nanoseconds since 1970: of two notes for one name (a rename that a
+    /// kill cut short) the later one holds.
+    written: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +81,7 @@ impl Note {
             mtime: None,
             layout,
             may_be_partly_there: false,
+            written: UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64),
         }
     }
 
@@ -157,6 +164,22 @@ pub(crate) struct LeftBehind {
 /// All of them in the staging directory. A damaged note is set aside, with a message; it and the
 /// local copy stay for people to look at.
 pub(crate) fn left_behind(dir: &Path) -> Vec<LeftBehind> {
+    let mut latest: HashMap<(String, String), LeftBehind> = HashMap::new();
+    for found in all_left_behind(dir) {
+        match latest.entry((found.note.server.clone(), found.note.path.clone())) {
+            Entry::Vacant(place) => drop(place.insert(found)),
+            Entry::Occupied(mut place) => {
+                let is_later = found.note.written > place.get().note.written;
+                let older = if is_later { place.insert(found) } else { found };
+                // It would have been removed a moment later.
+                let _ = forget(&older.path);
+            }
+        }
+    }
+    latest.into_values().collect()
+}
+
+fn all_left_behind(dir: &Path) -> Vec<LeftBehind> {
     let notes = names(dir).into_iter().filter_map(|note| {
         let path = PathBuf::from(note.to_str()?.strip_suffix(SUFFIX)?);
         let file = OpenOptions::new().read(true).write(true).open(&path).ok()?;
@@ -351,7 +374,8 @@ mod tests {
         assert!(left_behind(dir.path()).is_empty(), "somebody works on it");
         drop(held);
         let found = left_behind(dir.path());
-        assert_eq!((found.len(), &found[0].note), (1, &note()));
+        let written = found[0].note.written;
+        assert_eq!((found.len(), &found[0].note), (1, &Note { written, ..note() }));
         assert_eq!(found[0].note.path(), b"/a\xff b");
         assert!(left_behind(dir.path()).is_empty(), "one takes it");
         drop(found);

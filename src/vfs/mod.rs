@@ -41,7 +41,7 @@ pub use files::Opened;
 pub use handles::Access;
 pub use names::RenameMode;
 pub use policy::{OnConflict, UploadMode, WritePolicy};
-pub use recovery::{LeftOver, forget_left_over, left_over};
+pub use recovery::{LeftOver, TakenUp, forget_left_over, left_over};
 pub use tree::{Ino, ROOT};
 
 use attr::Ownership;
@@ -108,6 +108,8 @@ pub struct Vfs {
     room: Arc<Room>,
     marks: Marks,
     queue: Arc<Queue>,
+    /// What an earlier mount left and this one looks at. Leaf lock.
+    taken_up: Mutex<Vec<Pending>>,
 }
 
 impl Vfs {
@@ -128,6 +130,7 @@ impl Vfs {
             room: Arc::new(Room::new(&options.staging_dir, options.writing.cache_size)),
             marks: Marks { dir: options.staging_dir.clone(), server: pool.server_name() },
             queue: Arc::default(),
+            taken_up: Mutex::default(),
             pool,
             options,
         })
@@ -271,7 +274,9 @@ impl Vfs {
     pub fn pending(&self) -> Vec<Pending> {
         let all = self.handles.all_staged();
         let dirty = all.into_iter().filter(|(_, staged)| staged.is_dirty());
-        dirty.map(|(ino, staged)| self.pending_of(ino, &staged)).collect()
+        let mut pending = lock(&self.taken_up).clone();
+        pending.extend(dirty.map(|(ino, staged)| self.pending_of(ino, &staged)));
+        pending
     }
 
     /// Sends everything that is not on the server yet, over several connections; the first error,

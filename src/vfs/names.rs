@@ -172,6 +172,10 @@ impl Vfs {
         }
         let (source, destination) =
             (self.child_path(from.0, from.1)?, self.child_path(to.0, to.1)?);
+        // What is unsent of the target is not sent any more, but kept until the rename is done.
+        let replaced = self.tree().find(to.0, to.1);
+        let replaced = replaced.and_then(|ino| Some((ino, self.handles.staged(ino)?)));
+        let held = replaced.as_ref().map(|(_, staged)| staged.hold());
         let over_file = target.as_ref().is_some_and(|item| item.entry.kind != Kind::Directory);
         self.move_on_server(from, &source, &destination, over_file).inspect_err(|_| {
             // Nobody knows how far it came.
@@ -179,6 +183,11 @@ impl Vfs {
             self.cache.expire(to.0);
         })?;
         self.tree().relink(from, to);
+        drop(held);
+        if let Some((ino, staged)) = replaced {
+            drop(staged);
+            self.forsake(ino);
+        }
         if item.entry.kind == Kind::Directory {
             self.renote_below(ino);
         }
@@ -205,16 +214,15 @@ impl Vfs {
         target: Option<&Item>,
     ) -> Result<bool> {
         let mut base = None;
+        let other = self.tree().find(to.0, to.1);
         if let Some(target) = target {
             if target.entry.kind == Kind::Directory {
                 return Err(Error::IsADirectory);
             }
-            let other = self.tree().find(to.0, to.1);
             if let Some(other) = other {
                 if !target.is_unsent && self.needs_server_copy(other) {
                     return Ok(false);
                 }
-                self.forsake(other);
             }
             if !target.is_unsent {
                 base = Some((Version::of(target), target.shown_mode()));
@@ -224,11 +232,18 @@ impl Vfs {
             self.tree().relink(from, to);
             self.path(ino)
         })?;
-        let mut item = self.cache.known(from.0).and_then(|known| known.get(from.1).cloned());
+        // Only now: until here what was promised of the target held.
+        if let Some(other) = other {
+            self.forsake(other);
+        }
+        let moved = self.cache.known(from.0).and_then(|known| known.get(from.1).cloned());
         self.cache.remove(from.0, from.1);
-        if let Some(mut item) = item.take() {
+        if let Some(moved) = moved {
+            // What the server has under the name stays known: it is what will be replaced.
+            let there = target.filter(|target| !target.is_unsent).cloned();
+            let mut item = there.unwrap_or_else(|| moved.clone());
             item.entry.name = to.1.into();
-            item.is_unsent = base.is_none();
+            item.entry.mode = moved.shown_mode();
             self.cache.put(to.0, item);
         }
         Ok(true)
@@ -267,10 +282,9 @@ impl Vfs {
             _ => {}
         }
         let Some(ino) = ino else { return Ok(()) };
-        if !target.is_unsent && self.needs_server_copy(ino) {
-            self.hide(to.0, to.1, ino, target)?;
+        if !target.is_unsent && self.needs_server_copy(ino) && self.hide(to.0, to.1, ino, target)? {
+            self.forsake(ino);
         }
-        self.forsake(ino);
         Ok(())
     }
 

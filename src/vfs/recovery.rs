@@ -19,6 +19,7 @@ use super::reader::Reader;
 use super::replace::{move_once, remove_quietly};
 use super::staging::{Staged, Traces, Urgency};
 use super::tree::{Ino, ROOT};
+use super::{Pending, lock};
 use crate::ftp::{Look, RemotePath};
 
 /// How much is compared at a time; a reader gives up to 2 MiB.
@@ -62,6 +63,15 @@ pub fn forget_left_over(local: &Path) -> std::io::Result<()> {
     journal::forget(local)
 }
 
+fn pending(found: &LeftBehind) -> Pending {
+    Pending {
+        path: String::from_utf8_lossy(&found.note.path()).into_owned(),
+        bytes: found.note.layout.length,
+        error: None,
+        local: found.path.clone(),
+    }
+}
+
 /// What becomes of a left-behind file, after a look at the server.
 enum Fate {
     /// It had arrived, and only its process did not live to see it.
@@ -72,34 +82,106 @@ enum Fate {
     Conflict,
 }
 
+/// Files larger than this are compared with the server's in the background, so that a mount does
+/// not wait: 16 MiB take a second at 128 Mbit/s.
+const COMPARED_AT_ONCE: u64 = 16 * 1024 * 1024;
+
+/// What an earlier mount left, taken up by this one.
+#[derive(Debug, Default)]
+pub struct TakenUp {
+    /// Shown to programs already, and to be sent.
+    staged: Vec<Ino>,
+    /// To be compared with what the server has first.
+    later: Vec<LeftBehind>,
+    /// To be put away on the server.
+    leftovers: Vec<Leftover>,
+}
+
 impl Vfs {
-    /// Sends what earlier mounts of this server left unsent, and puts away their files on it. What
-    /// somebody changed meanwhile is not overwritten. What fails stays, and is tried again.
-    pub fn recover(&self) {
+    /// Takes up what earlier mounts of this server left unsent, so that programs see it at once.
+    /// For a mount that nobody uses yet; nothing is sent.
+    pub fn take_up(&self) -> TakenUp {
         journal::sweep(&self.options.staging_dir);
         let server = self.pool.server_name();
+        let mut taken = TakenUp::default();
         for leftover in leftovers(&self.options.staging_dir, &server) {
-            if let Err(error) = self.put_away(leftover) {
-                log::info!("a file of an earlier mount stays on the server: {error}");
+            if leftover.purpose == Purpose::Aside {
+                // A file of the user's has its name back before anybody looks.
+                self.put_away(leftover);
+            } else {
+                taken.leftovers.push(leftover);
             }
         }
         for found in left_behind(&self.options.staging_dir) {
             if found.note.server != server {
                 continue;
             }
-            let path = String::from_utf8_lossy(&found.note.path()).into_owned();
-            let local = found.path.clone();
-            match self.adopt(found) {
-                Ok(()) => log::warn!("{path}, unsent by an earlier mount, is on the server now"),
-                Err(error) => log::error!(
-                    "{path}, unsent by an earlier mount, could not be sent: {error}; it stays as {}",
-                    local.display()
-                ),
+            if found.note.layout.length > COMPARED_AT_ONCE {
+                lock(&self.taken_up).push(pending(&found));
+                taken.later.push(found);
+            } else if let Some(ino) = self.adopt_or_tell(found) {
+                taken.staged.push(ino);
             }
+        }
+        taken
+    }
+
+    /// Sends what was taken up, and puts away files on the server. What somebody changed meanwhile
+    /// is not overwritten. What fails stays, and is tried again.
+    pub fn send_taken_up(&self, taken: TakenUp) {
+        for ino in taken.staged {
+            self.send_adopted(ino);
+        }
+        for found in taken.later {
+            let local = found.path.clone();
+            let adopted = self.adopt_or_tell(found);
+            lock(&self.taken_up).retain(|pending| pending.local != local);
+            if let Some(ino) = adopted {
+                self.send_adopted(ino);
+            }
+        }
+        for leftover in taken.leftovers {
+            self.put_away(leftover);
         }
     }
 
-    fn put_away(&self, leftover: Leftover) -> Result<()> {
+    /// Both at once.
+    pub fn recover(&self) {
+        self.send_taken_up(self.take_up());
+    }
+
+    fn adopt_or_tell(&self, found: LeftBehind) -> Option<Ino> {
+        let path = String::from_utf8_lossy(&found.note.path()).into_owned();
+        let local = found.path.clone();
+        self.adopt(found).unwrap_or_else(|error| {
+            log::error!(
+                "{path}, unsent by an earlier mount, cannot be sent: {error}; it stays as {}",
+                local.display()
+            );
+            None
+        })
+    }
+
+    fn send_adopted(&self, ino: Ino) {
+        let Some(staged) = self.handles.staged(ino) else { return };
+        let path = self.path(ino).map_or_else(|_| "(removed)".into(), |path| path.to_string());
+        match self.commit(ino, &staged, Urgency::Foreground) {
+            Ok(()) => log::warn!("{path}, unsent by an earlier mount, is on the server now"),
+            Err(error) => {
+                log::error!("{path}, unsent by an earlier mount, could not be sent: {error}");
+            }
+        }
+        drop(staged);
+        self.unstage(ino);
+    }
+
+    fn put_away(&self, leftover: Leftover) {
+        if let Err(error) = self.try_to_put_away(leftover) {
+            log::info!("a file of an earlier mount stays on the server: {error}");
+        }
+    }
+
+    fn try_to_put_away(&self, leftover: Leftover) -> Result<()> {
         let Leftover { path, owner, purpose, .. } = &leftover;
         match purpose {
             Purpose::Scratch => remove_quietly(&self.pool, path),
@@ -115,7 +197,8 @@ impl Vfs {
         Ok(())
     }
 
-    fn adopt(&self, found: LeftBehind) -> Result<()> {
+    /// Its inode, staged; `None` where nothing is left to do.
+    fn adopt(&self, found: LeftBehind) -> Result<Option<Ino>> {
         let path = RemotePath::parse(&found.note.path())?;
         let below = self.below_base(&path).ok_or(Error::NotFound)?;
         let (name, directories) = below.split_last().ok_or(Error::Invalid)?;
@@ -130,7 +213,8 @@ impl Vfs {
         let (base, traces) = match self.fate(&path, &found, there.as_ref())? {
             Fate::Arrived => {
                 journal::strike(&found.path);
-                return Ok(std::fs::remove_file(&found.path)?);
+                std::fs::remove_file(&found.path)?;
+                return Ok(None);
             }
             Fate::Send(base, traces) => (base, traces),
             Fate::Conflict => match self.options.writing.on_conflict {
@@ -146,7 +230,8 @@ impl Vfs {
             },
         };
         let ino = self.tree().intern(parent, &name, 0);
-        self.send_left_behind(parent, ino, &name, found, base, traces)
+        self.stage_left_behind(parent, ino, &name, found, base, traces)?;
+        Ok(Some(ino))
     }
 
     fn fate(&self, path: &RemotePath, found: &LeftBehind, there: Option<&Item>) -> Result<Fate> {
@@ -164,11 +249,11 @@ impl Vfs {
             let here = here.map(|range| range.start..range.end.min(up_to)).collect::<Vec<_>>();
             self.is_same(path, now, &found.file, &here)
         };
-        if size == layout.length && is_same(size)? {
-            return Ok(Fate::Arrived);
-        }
         if note.base().is_some_and(|base| base.agrees_with(&now)) {
             return Ok(Fate::Send(Some(now), Traces::default()));
+        }
+        if size == layout.length && is_same(size)? {
+            return Ok(Fate::Arrived);
         }
         // An attempt in place was cut short: what is there is a part of ours.
         if !note.may_be_partly_there {
@@ -190,7 +275,7 @@ impl Vfs {
         })
     }
 
-    fn send_left_behind(
+    fn stage_left_behind(
         &self,
         parent: Ino,
         ino: Ino,
@@ -216,10 +301,10 @@ impl Vfs {
             return Err(Error::Io("a program writes to it now".into()));
         }
         shared.own_file();
-        let sent = self.commit(ino, &shared, Urgency::Foreground);
         drop(shared);
+        // Nobody has it open: its unsent bytes hold its name.
         self.unstage(ino);
-        sent
+        Ok(())
     }
 
     /// The names from the mount's root on.

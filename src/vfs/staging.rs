@@ -14,6 +14,7 @@ use super::attr::Version;
 use super::commit::{Committed, Errand, Sent};
 use super::content::{Content, Layout};
 use super::error::{Error, Result};
+use super::files::now_stamp;
 use super::journal::{self, Durability, LeftBehind, Marks, Note};
 use super::policy::WritePolicy;
 use super::reader::Reader;
@@ -92,6 +93,8 @@ struct State {
     was_changed: bool,
     /// The name is gone: nothing is ever sent again.
     is_unlinked: bool,
+    /// Of the last change of content, by our clock.
+    changed_at: Option<Timestamp>,
     /// Set by programs before the content is on the server.
     mtime: Option<Timestamp>,
     mode: Option<u16>,
@@ -248,7 +251,8 @@ impl Staged {
     pub(crate) fn view(&self) -> Option<View> {
         let state = self.lock();
         let differs = state.is_changed || state.is_unlinked;
-        differs.then_some(View { length: state.content.length(), mtime: state.mtime })
+        let mtime = state.mtime.or(state.changed_at);
+        differs.then_some(View { length: state.content.length(), mtime })
     }
 
     /// The server has nothing under this name, refused to have it, and nothing would be lost.
@@ -269,6 +273,12 @@ impl Staged {
         state.strike();
         state.stop_sender();
         state.base.is_some() || state.traces.may_be_partly_there
+    }
+
+    /// Nothing is sent while the value lives.
+    pub(crate) fn hold(&self) -> impl Drop + '_ {
+        self.lock_quiet().sending = Some(Urgency::Foreground);
+        SendEnds(self)
     }
 
     /// The name is another one now, at which the server has `base`. `rename` makes it so while
@@ -455,6 +465,8 @@ impl Staged {
             return Ok(false);
         }
         if !state.is_promised {
+            // Whoever saw this time sees it again when the server has the file.
+            state.mtime = state.mtime.or(state.changed_at);
             state.content.sync()?;
             state.note(pool, path, Durability::Disk)?;
             state.is_promised = true;
@@ -494,7 +506,9 @@ impl Staged {
 
     fn begin(&self, urgency: Urgency) -> Result<Option<Job>> {
         let mut state = self.lock_quiet();
-        if !state.is_dirty() {
+        // In the background only what a close made complete; somebody may be writing right now.
+        let is_ready = urgency == Urgency::Foreground || state.is_promised;
+        if !state.is_dirty() || !is_ready {
             return Ok(None);
         }
         let job = Job {
@@ -591,6 +605,7 @@ impl State {
             is_changed: false,
             was_changed: false,
             is_unlinked: false,
+            changed_at: None,
             mtime: None,
             mode: None,
             last_error: None,
@@ -613,6 +628,7 @@ impl State {
         self.was_changed = true;
         self.is_promised = false;
         self.mtime = None;
+        self.changed_at = Some(now_stamp());
     }
 
     /// Something before the end changes: what was sent is worth nothing.
@@ -689,6 +705,7 @@ impl State {
         let committed = Committed::new(job, &sent, length);
         self.mode = None;
         self.mtime = None;
+        self.changed_at = None;
         self.base_mode = sent.mode.or(self.base_mode);
         // As far as the server told it, so that what others change from now on is noticed.
         self.base = Some(Version { size: Some(length), mtime: committed.mtime });
