@@ -43,7 +43,7 @@ impl Vfs {
             // block the transfer.
             Kind::Symlink | Kind::Special => return Err(Error::Unsupported),
         }
-        let mut version = Version::of(item);
+        let mut version = Version::of(&item);
         if version.size.is_none() && !access.write {
             let path = self.path(ino)?;
             version = Version::of_stat(&self.pool.ask(|session| session.stat(&path))?);
@@ -51,7 +51,7 @@ impl Vfs {
         let is_unsized = version.size.is_none() && !access.write;
         let fh = self.open_handle(ino, access, version, || {
             if access.write || truncate {
-                let staged = self.stage_existing(ino, item)?;
+                let staged = self.stage_existing(ino, &item)?;
                 if truncate {
                     lock(&staged).truncate(0)?;
                 }
@@ -118,7 +118,7 @@ impl Vfs {
             self.handles.stage(ino, make).map(drop)
         });
         let fh = opened.inspect_err(|_| self.forget(ino, 1))?;
-        let attr = self.ownership.attr(ino, &item);
+        let attr = self.ownership.attr(ino, &item.shown());
         self.cache.put(parent, item);
         let valid = fresh.until.saturating_duration_since(now);
         Ok((Found { attr, valid }, Opened { fh, is_unsized: false }))
@@ -286,7 +286,7 @@ impl Vfs {
         if item.entry.kind != Kind::File {
             return Err(Error::IsADirectory);
         }
-        let staged = self.stage_existing(ino, item)?;
+        let staged = self.stage_existing(ino, &item)?;
         let result = {
             let mut staged = lock(&staged);
             // Cutting to nothing needs nothing of what was there.

@@ -150,6 +150,13 @@ impl Handles {
         shown.view()
     }
 
+    /// The same for all that is staged, without waiting for anybody.
+    pub(crate) fn views(&self) -> HashMap<Ino, View> {
+        let shown: Vec<_> =
+            self.lock().staged.iter().map(|(ino, (_, shown))| (*ino, Arc::clone(shown))).collect();
+        shown.into_iter().filter_map(|(ino, shown)| Some((ino, shown.view()?))).collect()
+    }
+
     /// The staged file of an inode, made by `make` if there is none.
     pub(crate) fn stage(&self, ino: Ino, make: impl FnOnce() -> Result<Staged>) -> Result<Shared> {
         if let Some(staged) = self.staged(ino) {

@@ -71,7 +71,7 @@ impl Vfs {
             found.find(directory)?.ok_or(Error::NotFound)?;
             parent = self.tree().intern(parent, directory, 0);
         }
-        let there = self.listing(parent, Instant::now())?.find(name)?.cloned();
+        let there = self.listing(parent, Instant::now())?.find(name)?;
         let mut name = name.clone();
         let mut base = None;
         if let Some(item) = &there {
