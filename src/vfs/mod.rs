@@ -41,7 +41,7 @@ use attr::{Ownership, Shown};
 use dircache::{DirCache, Fresh};
 use handles::{Handles, OpenDirectory, Unstaged};
 use staging::{OWN_PREFIX, View};
-use tree::Tree;
+use tree::{Name, Tree};
 
 use crate::ftp::{self, Entries, Kind, Pool, RemotePath};
 
@@ -361,7 +361,7 @@ impl Vfs {
         Ok(self.path(parent)?.join(name)?)
     }
 
-    fn place(&self, ino: Ino) -> Option<(Ino, Arc<[u8]>)> {
+    fn place(&self, ino: Ino) -> Option<(Ino, Name)> {
         self.tree().place(ino)
     }
 
