@@ -144,6 +144,7 @@ pub fn options(ttl: Duration, staging: &Path) -> Options {
         umask: 0o022,
         strict_owner: false,
         staging_dir: staging.to_owned(),
+        writing: vfs::WritePolicy::default(),
     }
 }
 
@@ -171,6 +172,21 @@ impl Direct {
         let pool = Pool::open(target)?;
         let vfs = Vfs::new(pool, options(ttl, staging.path())).unwrap();
         Ok(Self { vfs, staging })
+    }
+
+    /// Opens or makes a file, as open(2) does; its handle, for whoever calls the Vfs with it.
+    pub fn open_handle(&self, path: &[u8], how: How) -> Result<u64> {
+        let access = Access { read: how.read, write: how.write, append: how.append };
+        let opened = match self.find(path) {
+            Ok(_) if how.exclusive => return Err(Fail::Exists),
+            Ok(ino) => self.vfs.open(ino, access, how.truncate)?,
+            Err(Fail::NotFound) if how.create => {
+                let (parent, name) = self.parent(path)?;
+                self.vfs.create(parent, name, 0o644, access, how.exclusive)?.1
+            }
+            Err(fail) => return Err(fail),
+        };
+        Ok(opened.fh)
     }
 
     fn find(&self, path: &[u8]) -> Result<Ino> {
@@ -239,17 +255,8 @@ impl Drop for DirectFile<'_> {
 
 impl Driver for Direct {
     fn open(&self, path: &[u8], how: How) -> Result<Box<dyn Open + '_>> {
-        let access = Access { read: how.read, write: how.write, append: how.append };
-        let opened = match self.find(path) {
-            Ok(_) if how.exclusive => return Err(Fail::Exists),
-            Ok(ino) => self.vfs.open(ino, access, how.truncate)?,
-            Err(Fail::NotFound) if how.create => {
-                let (parent, name) = self.parent(path)?;
-                self.vfs.create(parent, name, 0o644, access, how.exclusive)?.1
-            }
-            Err(fail) => return Err(fail),
-        };
-        Ok(Box::new(DirectFile { vfs: &self.vfs, fh: opened.fh, is_closed: false }))
+        let fh = self.open_handle(path, how)?;
+        Ok(Box::new(DirectFile { vfs: &self.vfs, fh, is_closed: false }))
     }
 
     fn stat(&self, path: &[u8]) -> Result<Stat> {

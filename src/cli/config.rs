@@ -54,6 +54,7 @@ impl MountConfig {
         let remote = Remote::parse(&arguments.source)?;
         let mountpoint = absolute(&arguments.mountpoint)?;
         let tls = arguments.tls.or(words.tls).settings(remote.tls, environment)?;
+        let writing = arguments.writing.or(words.writing).policy();
         let network = arguments.network.or(words.network).settings()?;
         let credentials = credentials::find(
             &remote,
@@ -90,6 +91,7 @@ impl MountConfig {
             umask: words.umask.unwrap_or_else(system::umask),
             strict_owner: arguments.strict_owner || words.strict_owner,
             staging_dir: staging_dir(environment),
+            writing,
         };
         Ok(Self {
             target,

@@ -25,6 +25,10 @@ pub(crate) enum Request {
     Status,
     /// Send everything; then stay on the line until the process ends.
     Drain,
+    /// Send everything.
+    Retry,
+    /// Send nothing more when the mount ends; then stay on the line.
+    Leave,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -77,12 +81,16 @@ pub(crate) struct Unsent {
     pub(crate) path: String,
     pub(crate) bytes: u64,
     pub(crate) error: Option<String>,
+    /// The bytes on the local disk.
+    pub(crate) local: PathBuf,
 }
 
 /// What the process behind a mount can tell and do.
 pub(crate) trait Served: Send + Sync {
     fn report(&self) -> Report;
     fn drain(&self) -> Result<(), String>;
+    /// What is unsent is kept for the next mount.
+    fn leave(&self);
 }
 
 /// The socket of this process; removed with it.
@@ -126,8 +134,14 @@ fn answer(socket: &UnixStream, served: Arc<dyn Served>) -> io::Result<()> {
     BufReader::new(socket).read_line(&mut line)?;
     match serde_json::from_str(&line)? {
         Request::Status => send(socket, &Answer::Status(served.report())),
-        Request::Drain => {
-            drain(socket, &*served)?;
+        Request::Retry => drain(socket, &*served),
+        request @ (Request::Drain | Request::Leave) => {
+            if request == Request::Drain {
+                drain(socket, &*served)?;
+            } else {
+                served.leave();
+                send(socket, &Answer::Drained { error: None })?;
+            }
             drop(served);
             // The end of this process ends the line, which is what the other side waits for.
             loop {

@@ -16,11 +16,15 @@ mod mounts;
 mod netrc;
 mod network;
 mod options;
+mod progress;
 mod remote;
+mod retry;
+mod save;
 mod status;
 mod system;
 mod tls;
 mod umount;
+mod writing;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -35,6 +39,7 @@ use exit::{Failure, Status, TABLE};
 use network::NetworkArguments;
 use options::{parse_connections, parse_timeout, parse_ttl};
 use tls::TlsArguments;
+use writing::WritingArguments;
 
 /// Mounts an FTP server as a folder.
 #[derive(Debug, Parser)]
@@ -49,6 +54,8 @@ enum Command {
     Mount(Box<MountArguments>),
     Umount(UmountArguments),
     Status(StatusArguments),
+    Retry(RetryArguments),
+    Save(SaveArguments),
 }
 
 /// Mount a server, or a directory of it; returns when the mount answers.
@@ -119,6 +126,9 @@ struct MountArguments {
     #[arg(long, hide = true)]
     fake: bool,
 
+    #[command(flatten, next_help_heading = "Writing")]
+    writing: WritingArguments,
+
     #[command(flatten, next_help_heading = "Network")]
     network: NetworkArguments,
 
@@ -139,6 +149,10 @@ struct UmountArguments {
     /// Unmount also if something cannot be sent; it is kept on the local disk.
     #[arg(short, long)]
     force: bool,
+
+    /// Send nothing now: what is unsent is kept on the local disk and sent by the next mount.
+    #[arg(long, conflicts_with = "force")]
+    no_wait: bool,
 }
 
 /// Show mounts, servers, connections, and files that are not on the server yet.
@@ -151,6 +165,30 @@ struct StatusArguments {
     /// For programs: a list of mounts in JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// Send now what could not be sent, instead of waiting for the next attempt.
+#[derive(Args, Debug)]
+#[command(after_help = TABLE, max_term_width = 100)]
+struct RetryArguments {
+    /// Only this one.
+    mountpoint: Option<PathBuf>,
+}
+
+/// Copy a file that could not be sent to another place.
+#[derive(Args, Debug)]
+#[command(after_help = TABLE, max_term_width = 100)]
+struct SaveArguments {
+    /// A file in a mount, or what is left of an ended one: its path on the server or here, as
+    /// status shows them.
+    file: PathBuf,
+
+    /// A new file, or a directory.
+    destination: PathBuf,
+
+    /// Do not send it any more. Only for what an ended mount left.
+    #[arg(long)]
+    forget: bool,
 }
 
 /// Runs the program; prints why it failed.
@@ -185,6 +223,8 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         }
         Command::Umount(arguments) => umount::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Retry(arguments) => retry::run(&arguments),
+        Command::Save(arguments) => save::run(&arguments),
     }
 }
 

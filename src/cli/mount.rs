@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -17,7 +18,7 @@ use super::exit::{Failure, Status};
 use super::{control, log as messages, mounts, system};
 use crate::ftp::{self, Pool};
 use crate::fuse::{self, Mounted};
-use crate::vfs::{Pending, Vfs};
+use crate::vfs::{self, Pending, Vfs};
 
 pub(crate) fn run(config: MountConfig) -> Result<(), Failure> {
     check_mountpoint(&config)?;
@@ -116,11 +117,13 @@ fn serve(config: &MountConfig, ready: &mut Option<Ready>) -> Result<(), Failure>
         .map_err(|error| local_failure(&config.options.staging_dir, &error))?;
     let mounted = fuse::mount(Arc::clone(&vfs), &config.mountpoint, &config.settings)
         .map_err(|error| mount_failure(config, &error))?;
+    vfs.start_write_back().map_err(|error| Failure::other(format!("threads: {error}")))?;
     let (tell, ends) = mpsc::channel();
     watch(mounted, tell.clone());
     obey(signals, config.mountpoint.clone(), Arc::clone(&vfs), tell);
-    let state = Arc::new(State { config: config.clone(), vfs: Arc::clone(&vfs) });
-    let control = Control::listen(state)
+    let leave = Arc::new(AtomicBool::new(false));
+    let state = State { config: config.clone(), vfs: Arc::clone(&vfs), leave: Arc::clone(&leave) };
+    let control = Control::listen(Arc::new(state))
         .map_err(|error| log::warn!("ftpfs status will not know this mount: {error}"));
     if !config.options.read_only {
         // In the background: a mount must not wait for gigabytes of yesterday.
@@ -139,37 +142,47 @@ fn serve(config: &MountConfig, ready: &mut Option<Ready>) -> Result<(), Failure>
     if !matches!(end, End::Unmounted(Ok(()))) {
         let _ = system::unmount(&config.mountpoint, true);
     }
-    let sent = finish(&vfs, matches!(end, End::Forced));
+    let sends = !matches!(end, End::Forced) && !leave.load(Ordering::Relaxed);
+    let sent = if sends { finish(&vfs, vfs.drain()) } else { leave_unsent(&vfs) };
     drop(control);
     sent
 }
 
 /// Sends what is left; what the server does not take stays on the local disk.
-fn finish(vfs: &Vfs, at_once: bool) -> Result<(), Failure> {
-    let sent = if at_once { Ok(()) } else { vfs.drain() };
+fn finish(vfs: &Vfs, sent: vfs::Result<()>) -> Result<(), Failure> {
     let kept = vfs.keep_unsent();
     vfs.pool().close();
-    for (pending, local) in &kept {
+    for pending in &kept {
         log::error!(
             "not on the server: {}; kept as {} and sent at the next mount",
             pending.path,
-            local.display()
+            pending.local.display()
         );
     }
     let why = sent.as_ref().err().map_or_else(String::new, |error| format!(": {error}"));
     match kept.first() {
-        Some((first, local)) => Err(Failure::new(
+        Some(first) => Err(Failure::new(
             Status::Pending,
             format!(
                 "{} files are not on the server, such as {}, kept as {} and sent at the next \
                  mount{why}",
                 kept.len(),
                 first.path,
-                local.display()
+                first.local.display()
             ),
         )),
         None => sent.map_err(|error| Failure::other(error.to_string())),
     }
+}
+
+/// What is unsent stays on the local disk, as the user wished.
+fn leave_unsent(vfs: &Vfs) -> Result<(), Failure> {
+    let kept = vfs.keep_unsent();
+    vfs.pool().close();
+    for pending in kept {
+        log::warn!("{} is kept here and sent at the next mount", pending.path);
+    }
+    Ok(())
 }
 
 /// Tells when the kernel's side ends, by whatever unmounted it.
@@ -231,6 +244,8 @@ fn connect_failure(error: &ftp::Error) -> Failure {
         | ftp::Error::Connect { .. }
         | ftp::Error::TooMany(_)
         | ftp::Error::Down(_)
+        | ftp::Error::WrongSize { .. }
+        | ftp::Error::Cancelled
         | ftp::Error::ListingTooLarge => Status::Connect,
     };
     Failure::new(status, error.to_string())
@@ -250,6 +265,8 @@ fn mount_failure(config: &MountConfig, error: &io::Error) -> Failure {
 struct State {
     config: MountConfig,
     vfs: Arc<Vfs>,
+    /// Nothing is sent when the mount ends.
+    leave: Arc<AtomicBool>,
 }
 
 impl Served for State {
@@ -280,8 +297,12 @@ impl Served for State {
     fn drain(&self) -> Result<(), String> {
         self.vfs.drain().map_err(|error| error.to_string())
     }
+
+    fn leave(&self) {
+        self.leave.store(true, Ordering::Relaxed);
+    }
 }
 
-fn unsent(Pending { path, bytes, error }: Pending) -> control::Unsent {
-    Unsent { path, bytes, error }
+fn unsent(Pending { path, bytes, error, local }: Pending) -> control::Unsent {
+    Unsent { path, bytes, error, local }
 }

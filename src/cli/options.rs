@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::exit::Failure;
 use super::network::NetworkArguments;
 use super::tls::TlsArguments;
+use super::writing::WritingArguments;
 
 /// More connections than this help no server, and FUSE loops are started for each.
 const MOST_CONNECTIONS: usize = 64;
@@ -74,6 +75,7 @@ pub(crate) struct Words {
     pub(crate) log: Option<PathBuf>,
     pub(crate) tls: TlsArguments,
     pub(crate) network: NetworkArguments,
+    pub(crate) writing: WritingArguments,
 }
 
 impl Words {
@@ -118,6 +120,7 @@ impl Words {
             "netrc" => self.netrc = Some(path()),
             "log" => self.log = Some(path()),
             _ if self.tls.take(name, &text()).map_err(bad)? => {}
+            _ if self.writing.take(name, value.map(|_| text()).as_deref()).map_err(bad)? => {}
             _ if self.network.take(name, &text()).map_err(bad)? => {}
             _ => {
                 let is_comment = name.starts_with("x-")

@@ -38,14 +38,15 @@ pub(crate) fn run(arguments: &StatusArguments) -> Result<(), Failure> {
     let environment = Environment::read();
     let left = vfs::left_over(&config::staging_dir(&environment));
     for file in left.iter().filter(|_| arguments.mountpoint.is_none()) {
-        let _ = writeln!(
-            text,
-            "unsent, and sent when {} is mounted again: {}  {}, here {}",
-            file.server,
-            file.path,
-            size(file.bytes),
-            file.local.display()
-        );
+        let (bytes, local) = (size(file.bytes), file.local.display());
+        let _ = match &file.server {
+            Some(server) => writeln!(
+                text,
+                "unsent, and sent when {server} is mounted again: {}  {bytes}, here {local}",
+                file.path
+            ),
+            None => writeln!(text, "unsent, and its note is damaged: {bytes}, here {local}"),
+        };
     }
     if text.is_empty() {
         text.push_str("nothing is mounted by ftpfs\n");

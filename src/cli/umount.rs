@@ -1,15 +1,14 @@
 //! `ftpfs umount`: everything to the server first, then the mount goes, then its process.
 
 use std::io;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::control::{self, Answer, Line, Request};
+use super::control::{self, Line, Request};
 use super::exit::{Failure, Status};
-use super::status::{size, write_unsent};
+use super::progress::hear_drain;
+use super::retry::unsent;
 use super::{UmountArguments, complain, config, mounts, system};
-
-/// Between two signs of life of a process that sends; it gives one every half second.
-const SILENCE: Duration = Duration::from_secs(20);
 
 /// How long its process may take to end after the unmounting: it closes its connections.
 const ENDING: Duration = Duration::from_secs(10);
@@ -29,7 +28,11 @@ pub(crate) fn run(arguments: &UmountArguments) -> Result<(), Failure> {
     }
     let mut line = control::line_to(&mountpoint);
     if let Some(line) = &mut line {
-        drain(line, &mountpoint, arguments.force)?;
+        if arguments.no_wait {
+            hear_drain(line, Request::Leave)?;
+        } else {
+            drain(line, &mountpoint, arguments.force)?;
+        }
     } else {
         complain("its process does not answer; the kernel unmounts without it");
     }
@@ -55,35 +58,18 @@ pub(crate) fn run(arguments: &UmountArguments) -> Result<(), Failure> {
     line.map_or(Ok(()), wait_for_end)
 }
 
-/// Waits until everything is on the server, saying how much is left.
-fn drain(line: &mut Line, mountpoint: &std::path::Path, force: bool) -> Result<(), Failure> {
-    let lost = |error: io::Error| Failure::other(format!("its process does not answer: {error}"));
-    line.ask(Request::Drain).map_err(lost)?;
-    let mut said = None;
-    loop {
-        match line.hear(SILENCE).map_err(lost)? {
-            Some(Answer::Draining { files, bytes }) if said != Some((files, bytes)) => {
-                complain(&format!("sending {files} files, {}", size(bytes)));
-                said = Some((files, bytes));
-            }
-            Some(Answer::Draining { .. } | Answer::Status(_)) => {}
-            Some(Answer::Drained { error: Some(error) }) if !force => {
-                let mut list = String::new();
-                let reports = control::reports();
-                if let Some(report) = reports.iter().find(|report| report.mountpoint == mountpoint)
-                {
-                    write_unsent(&mut list, report);
-                }
-                return Err(Failure::new(
-                    Status::Pending,
-                    format!(
-                        "not unmounted, since not everything could be sent: {error}\n{list}\
-                         ftpfs: try again, or say --force to unmount and keep it on the local disk"
-                    ),
-                ));
-            }
-            Some(Answer::Drained { .. }) | None => return Ok(()),
-        }
+/// Waits until everything is on the server.
+fn drain(line: &mut Line, mountpoint: &Path, force: bool) -> Result<(), Failure> {
+    match hear_drain(line, Request::Drain)? {
+        Some(error) if !force => Err(Failure::new(
+            Status::Pending,
+            format!(
+                "not unmounted, since not everything could be sent: {error}\n{}ftpfs: try again, or \
+                 say --force to unmount and keep it on the local disk",
+                unsent(mountpoint)
+            ),
+        )),
+        _ => Ok(()),
     }
 }
 

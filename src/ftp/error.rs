@@ -100,6 +100,10 @@ pub enum Error {
     Down(String),
     /// The name cannot be sent to a server.
     BadName(BadName),
+    /// What the server has after an upload that it confirmed is not what was sent.
+    WrongSize { has: u64, wanted: u64 },
+    /// The caller no longer wanted it.
+    Cancelled,
     /// The listing passed the limits that keep memory bounded.
     ListingTooLarge,
 }
@@ -107,7 +111,7 @@ pub enum Error {
 impl Error {
     /// May the session be used again after this error?
     pub fn leaves_session_usable(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::BadName(_))
+        matches!(self, Self::Refused(_) | Self::BadName(_) | Self::WrongSize { .. })
     }
 
     /// Was the session lost, so that the same request may succeed on a fresh one?
@@ -177,6 +181,10 @@ impl fmt::Display for Error {
             Self::NoDirectory(reply) => write!(f, "no such directory on the server: {reply}"),
             Self::Down(cause) => write!(f, "the server is not reachable just now: {cause}"),
             Self::BadName(bad) => write!(f, "{bad}"),
+            Self::WrongSize { has, wanted } => {
+                write!(f, "the server has {has} bytes of what was sent, not {wanted}")
+            }
+            Self::Cancelled => f.write_str("it is no longer wanted"),
             Self::ListingTooLarge => write!(f, "the listing is larger than ftpfs accepts"),
         }
     }

@@ -63,6 +63,10 @@ impl Network {
         self.settings.active.as_ref()
     }
 
+    pub(crate) fn has_proxy(&self) -> bool {
+        self.settings.proxy.is_some()
+    }
+
     pub(crate) fn believes_passive_host(&self) -> bool {
         self.settings.passive_host
     }

@@ -36,6 +36,19 @@ pub(crate) enum Habit {
     Size,
     /// Answers MDTM (RFC 3659 §3).
     Mdtm,
+    /// Appends by APPE (RFC 959 §4.1.3).
+    Appe,
+    /// Keeps what lies behind the bytes that REST and STOR write.
+    KeepsTail,
+    /// Cuts what lies behind the bytes that REST and STOR write.
+    CutsTail,
+    /// Some file could not be replaced by a rename.
+    InPlace,
+    /// Answers several commands sent in one segment, in order. Believed until it fails.
+    Pipelines,
+    /// Leaves commands that came with a transfer until that is over. pyftpdlib 2.0.1 does not: it
+    /// answers them while it receives, so that the size it tells is that of the moment.
+    Queues,
     /// Begins TLS by AUTH TLS (RFC 4217).
     Auth,
     /// Resumes TLS 1.3 sessions on data connections as often as it asks for it.

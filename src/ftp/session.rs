@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustls::ProtocolVersion;
 use rustls::pki_types::ServerName;
-use suppaftp::{FtpError, ImplFtpStream};
+use suppaftp::{Encoding, FtpError, ImplFtpStream};
 
 use super::connect::{encoding, quoted_path};
 use super::error::{Error, Reply};
@@ -53,9 +53,8 @@ pub struct Session {
     network: Arc<Network>,
     /// How data connections are protected, if they are (PROT P).
     protection: Option<DataProtection>,
-    /// A transfer whose reply is still to come, and its data connection if that was read to its
-    /// end.
-    owed: Option<Option<DataSocket>>,
+    /// A transfer whose reply is still to come.
+    owed: Option<Owed>,
     server: Arc<Server>,
     /// When it was last given back.
     last_use: Instant,
@@ -80,6 +79,25 @@ impl Session {
         &self.server
     }
 
+    pub(crate) fn server_handle(&self) -> Arc<Server> {
+        Arc::clone(&self.server)
+    }
+
+    /// Runs `work`, whose waits for replies end after `most` at the latest.
+    pub(crate) fn with_timeout<T>(
+        &mut self,
+        most: Duration,
+        work: impl FnOnce(&mut Self) -> T,
+    ) -> Result<T, Error> {
+        let control = Arc::clone(&self.control);
+        let usual = control.socket().read_timeout().map_err(Error::Broken)?;
+        let least = usual.map_or(most, |usual| usual.min(most));
+        control.socket().set_read_timeout(Some(least)).map_err(Error::Broken)?;
+        let result = work(self);
+        control.socket().set_read_timeout(usual).map_err(Error::Broken)?;
+        Ok(result)
+    }
+
     pub(crate) fn control(&self) -> &Control {
         &self.control
     }
@@ -96,7 +114,7 @@ impl Session {
 
     /// A data connection that did not resume the TLS session is refused with 522 (vsftpd 3.0.3)
     /// or 425 (ProFTPD 1.3.8). That cannot happen with TLS 1.2: the caller tries again with it.
-    fn sort_refusal(&self, error: Error) -> Error {
+    pub(crate) fn sort_refusal(&self, error: Error) -> Error {
         let is_refusal = match &error {
             Error::Refused(reply) => matches!(reply.code, 425 | 522),
             Error::DataTls(_) => true,
@@ -136,12 +154,16 @@ impl Session {
     /// Reads the reply that is still to come, if there is one. What it says no longer matters:
     /// the bytes of that transfer were complete, or nobody wanted them.
     pub(crate) fn settle(&mut self) -> Result<(), Error> {
-        let Some(data) = self.owed.take() else { return Ok(()) };
+        let Some(Owed { data, behind }) = self.owed.take() else { return Ok(()) };
         drop(data);
         match self.end_of_transfer() {
-            Ok(()) | Err(Error::Refused(_)) => Ok(()),
-            Err(error) => Err(error),
+            Ok(()) | Err(Error::Refused(_)) => {}
+            Err(error) => return Err(error),
         }
+        for _ in 0..behind {
+            self.read_final()?;
+        }
+        Ok(())
     }
 
     pub(crate) fn owes(&self) -> bool {
@@ -151,7 +173,12 @@ impl Session {
     /// Leaves the reply of a transfer, and closing its data connection, to whoever uses the session
     /// next.
     pub(crate) fn owe(&mut self, data: Option<DataSocket>) {
-        self.owed = Some(data);
+        self.owe_behind(data, 0);
+    }
+
+    /// The same, with so many replies behind it to commands that travelled with the transfer.
+    pub(crate) fn owe_behind(&mut self, data: Option<DataSocket>, behind: usize) {
+        self.owed = Some(Owed { data, behind });
     }
 
     /// The reply at the end of a transfer, after the data connection was closed: 226 or 250
@@ -173,8 +200,39 @@ impl Session {
         }
     }
 
+    /// The next reply that ends a command.
+    pub(crate) fn read_final(&mut self) -> Result<Reply, Error> {
+        loop {
+            let reply = self.read_reply()?;
+            match reply.code {
+                100..200 => {}
+                421 => return Err(Error::Closing(reply)),
+                _ => return Ok(reply),
+            }
+        }
+    }
+
+    /// Several command lines in one segment; the replies are read by the caller.
+    pub(crate) fn send_lines<'a>(
+        &mut self,
+        lines: impl Iterator<Item = &'a str>,
+    ) -> Result<(), Error> {
+        self.settle()?;
+        if self.control.has_unread() {
+            return Err(out_of_step("a reply that nobody asked for"));
+        }
+        let mut segment = Vec::new();
+        for line in lines {
+            log::trace!(target: "suppaftp", "CC OUT: {line}");
+            let text = encoding().encode(line);
+            segment.extend_from_slice(&text.map_err(Error::Broken)?);
+            segment.extend_from_slice(b"\r\n");
+        }
+        self.control.send(&segment).map_err(|error| Error::from_io(error, "room for a command"))
+    }
+
     /// One reply that no command of the client's asks for.
-    fn read_reply(&mut self) -> Result<Reply, Error> {
+    pub(crate) fn read_reply(&mut self) -> Result<Reply, Error> {
         let mut body = Vec::new();
         let mut block = [0; 512];
         loop {
@@ -292,21 +350,17 @@ impl Session {
         if reply.code != 350 {
             return Err(Error::from_reply(reply));
         }
+        self.rename_to(to)
+    }
+
+    /// RNTO, behind an RNFR that was answered by 350.
+    pub(crate) fn rename_to(&mut self, to: &RemotePath) -> Result<(), Error> {
         self.expect_path("RNTO", to).map(drop)
     }
 
     /// Opens the data connection for `command` and sends it, from `offset` on.
     pub(crate) fn open_data(&mut self, command: &str, offset: u64) -> Result<DataSocket, Error> {
-        let way = match self.network.active().cloned() {
-            Some(active) => {
-                let local = self.control.socket().local_addr().map_err(Error::Broken)?.ip();
-                let (listener, address) =
-                    self.network.listen(local, &active).map_err(Error::Broken)?;
-                self.expect(&active_command(address))?;
-                Way::Active(listener)
-            }
-            None => Way::Passive(self.dial_data()?),
-        };
+        let way = self.way()?;
         if offset > 0 {
             let reply = self.command(&format!("REST {offset}"))?;
             if reply.code != 350 {
@@ -321,6 +375,22 @@ impl Session {
             }
             return Err(self.sort_refusal(Error::from_reply(reply)));
         }
+        self.data_socket(way)
+    }
+
+    /// Opens the way for data, waiting for each step.
+    pub(crate) fn way(&mut self) -> Result<Way, Error> {
+        let Some(active) = self.network.active().cloned() else {
+            return Ok(Way::Passive(self.dial_data()?));
+        };
+        let local = self.control.socket().local_addr().map_err(Error::Broken)?.ip();
+        let (listener, address) = self.network.listen(local, &active).map_err(Error::Broken)?;
+        self.expect(&active_command(address))?;
+        Ok(Way::Active(listener))
+    }
+
+    /// The data connection of a transfer that has begun.
+    pub(crate) fn data_socket(&mut self, way: Way) -> Result<DataSocket, Error> {
         let socket = match way {
             Way::Passive(socket) => socket,
             Way::Active(listener) => {
@@ -335,6 +405,33 @@ impl Session {
             }
             _ => self.sort_refusal(Error::DataTls(format!("data connection: {error}"))),
         })
+    }
+
+    /// May bytes go out before the server said that it wants them? Not under TLS: its handshake
+    /// in front of the 150 locks up ProFTPD 1.3.8 and Pure-FTPd 1.0.50.
+    pub(crate) fn may_send_early(&self, way: &Way) -> bool {
+        self.protection.is_none() && matches!(way, Way::Passive(_))
+    }
+
+    /// The command that asks for an address, where it was seen to lead somewhere: then others may
+    /// travel with it.
+    pub(crate) fn passive_command(&self) -> Option<&'static str> {
+        if self.network.active().is_some() || self.network.has_proxy() {
+            return None;
+        }
+        match self.server.verdict(Habit::Epsv) {
+            Verdict::Yes => Some("EPSV"),
+            Verdict::No => Some("PASV"),
+            Verdict::Unknown => None,
+        }
+    }
+
+    /// A data connection to where `reply` says; it is not waited for.
+    pub(crate) fn dial_reply(&mut self, reply: &Reply) -> Result<Way, Error> {
+        let address = self.data_address(reply, reply.code == 229);
+        let address = address.ok_or_else(|| out_of_step("no address for data"))?;
+        let dialled = self.network.dial_data(address, false);
+        dialled.map(Way::Passive).map_err(|error| Error::from_io(error, "a data connection"))
     }
 
     /// A data connection to the address that EPSV (RFC 2428) names, or PASV where EPSV is not
@@ -516,6 +613,11 @@ impl Session {
                 return Ok(Stat { kind: Some(entry.kind), size: entry.size, mtime: entry.mtime });
             }
         }
+        self.stat_by_size(path)
+    }
+
+    /// SIZE and MDTM.
+    pub(crate) fn stat_by_size(&mut self, path: &RemotePath) -> Result<Stat, Error> {
         let size = self.size(path)?;
         let mtime = self.modified(path)?;
         Ok(Stat { kind: None, size, mtime })
@@ -638,8 +740,16 @@ impl Session {
     }
 }
 
+/// What is still to be read of a transfer that nobody waits for.
+struct Owed {
+    /// Its data connection, if that was read to its end.
+    data: Option<DataSocket>,
+    /// How many replies follow that of the transfer.
+    behind: usize,
+}
+
 /// How the data connection comes to be.
-enum Way {
+pub(crate) enum Way {
     Passive(TcpStream),
     Active(TcpListener),
 }
@@ -691,7 +801,7 @@ fn read_listing(
 }
 
 /// The entry in an MLST reply: its second line, a blank before the facts, the path after them.
-fn mlst_entry(reply: &Reply) -> Option<Entry> {
+pub(crate) fn mlst_entry(reply: &Reply) -> Option<Entry> {
     let line = reply.body.split(|byte| *byte == b'\n').nth(1)?;
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     let line = line.strip_prefix(b" ").unwrap_or(line);
@@ -705,11 +815,11 @@ fn mlst_entry(reply: &Reply) -> Option<Entry> {
 }
 
 /// The word after the code, as in `213 1048576`.
-fn reply_argument(reply: &Reply) -> Option<&[u8]> {
+pub(crate) fn reply_argument(reply: &Reply) -> Option<&[u8]> {
     reply.body.get(4..)?.split(u8::is_ascii_whitespace).find(|word| !word.is_empty())
 }
 
-fn out_of_step(what: &'static str) -> Error {
+pub(crate) fn out_of_step(what: &'static str) -> Error {
     Error::Broken(std::io::Error::new(std::io::ErrorKind::InvalidData, what))
 }
 

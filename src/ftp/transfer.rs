@@ -3,20 +3,19 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use super::error::Error;
+use super::lane::{Ask, Look};
 use super::path::RemotePath;
 use super::server::{Habit, Verdict};
-use super::session::Session;
+use super::session::{Session, out_of_step};
+use super::store::{Lane, Ready, Stored};
 use super::stream::DataSocket;
 
-/// How much is handed to the kernel at a time: four of the largest write requests, so that the
-/// cost of a call is nothing beside the copy.
-const UPLOAD_BLOCK: usize = 4 * 1024 * 1024;
-
-/// The same where the bytes are copied: 16 TLS records of 16 KiB, within the second-level cache.
+/// How much is copied at a time: 16 TLS records of 16 KiB, within the second-level cache.
 const COPY_BLOCK: usize = 256 * 1024;
 
 /// A RETR under way.
@@ -111,76 +110,95 @@ impl Download {
 /// A STOR under way.
 pub struct Upload {
     /// `None` once the transfer has ended, one way or another.
-    under_way: Option<(Session, DataSocket)>,
+    lane: Option<Lane>,
+    path: RemotePath,
+    end: End,
+}
+
+/// What is asked at the end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Nothing,
+    Size,
 }
 
 impl Upload {
-    /// STOR. After a refusal the session is back in the pool.
-    pub(crate) fn open(mut session: Session, path: &RemotePath) -> Result<Self, Error> {
-        match session.open_data(&format!("STOR {}", path.to_wire()), 0) {
-            Ok(data) => Ok(Self { under_way: Some((session, data)) }),
-            Err(error) => Err(lose_or_give_back(session, error)),
+    /// STOR, and questions that travel with it. After a refusal the session is back in the pool.
+    pub(crate) fn open(
+        session: Session,
+        path: &RemotePath,
+        behind: Vec<Ask>,
+    ) -> Result<Self, Error> {
+        let ready = Ready::ask(session, None, 0)?;
+        let mut lane = ready.begin(&format!("STOR {}", path.to_wire()), behind)?;
+        match lane.wait_for_start() {
+            Ok(()) => Ok(Self { lane: Some(lane), path: path.clone(), end: End::Nothing }),
+            Err(error) => Err(lane.give_up(error)),
         }
     }
 
-    /// Sends `length` bytes of `file` from `offset` on. An error is the server's reason where it
+    /// At the end the server is asked for the size, also where that could not travel with STOR.
+    pub(crate) fn asking(mut self) -> Self {
+        self.end = End::Size;
+        self
+    }
+
+    /// Sends a range of `file`; between blocks it asks whether it is still wanted. An error is the server's reason where it
     /// gave one (452, 552): that is worth more than “broken pipe”.
-    pub fn send(&mut self, file: &File, offset: u64, length: u64) -> Result<(), Error> {
-        self.send_blocks(file, offset, length).map_err(|error| self.reason(error))
+    pub fn send(
+        &mut self,
+        file: &File,
+        range: Range<u64>,
+        is_cancelled: &dyn Fn() -> bool,
+    ) -> Result<(), Error> {
+        let lane = self.lane.as_mut().ok_or_else(ended)?;
+        let sent = lane.send(file, range, is_cancelled);
+        match (sent, self.lane.take()) {
+            (Err(error), Some(lane)) => Err(lane.give_up(error)),
+            (sent, lane) => {
+                self.lane = lane;
+                sent
+            }
+        }
     }
 
-    fn send_blocks(&mut self, file: &File, offset: u64, length: u64) -> Result<(), Error> {
-        let Some((session, data)) = &mut self.under_way else {
-            return Err(Error::Broken(io::ErrorKind::NotConnected.into()));
+    /// Everything was sent: waits for the server to confirm it; what it then has.
+    pub fn finish(mut self) -> Result<Stored, Error> {
+        let mut lane = self.lane.take().ok_or_else(ended)?;
+        let ended = match lane.end() {
+            Ok(ended) => ended,
+            Err(error) => return Err(lane.give_up(error)),
         };
-        let mut at = offset;
-        let end = offset.saturating_add(length);
-        while at < end {
-            let part = usize::try_from(end - at).unwrap_or(usize::MAX).min(UPLOAD_BLOCK);
-            at += send_part(data, file, at, part)?;
-            session.note_progress();
+        let mut session = lane.into_session();
+        if !ended.is_in_step {
+            return Err(out_of_step("replies behind an upload"));
         }
-        Ok(())
-    }
-
-    /// The data connection failed. The server usually says why on the other one.
-    fn reason(&mut self, error: Error) -> Error {
-        if !error.lost_session() {
-            return error;
-        }
-        let Some((session, data)) = self.under_way.take() else { return error };
-        data.reset();
-        match complete(session, None) {
-            Err(Error::Refused(reply)) => Error::Refused(reply),
-            _ => error,
-        }
-    }
-
-    /// Everything was sent: waits for the server to confirm it.
-    pub fn finish(mut self) -> Result<(), Error> {
-        match self.under_way.take() {
-            Some((session, data)) => complete(session, Some(data)),
-            None => Err(Error::Broken(io::ErrorKind::NotConnected.into())),
-        }
+        let look = match self.end {
+            End::Nothing => Look::Unknown,
+            End::Size => ended.look(&mut session, &self.path)?,
+        };
+        session.give_back();
+        Ok(Stored::of(look))
     }
 
     /// What was sent is not wanted. The session returns to the pool, owing the reply.
     pub fn abort(mut self) {
-        if let Some((mut session, data)) = self.under_way.take() {
-            data.reset();
-            session.owe(None);
-            session.give_back();
+        if let Some(lane) = self.lane.take() {
+            lane.abort();
         }
     }
+}
+
+fn ended() -> Error {
+    Error::Broken(io::ErrorKind::NotConnected.into())
 }
 
 impl Drop for Upload {
     /// After an error: a reset instead of a proper end, as the server must not take the part for
     /// the whole.
     fn drop(&mut self) {
-        if let Some((session, data)) = self.under_way.take() {
-            data.reset();
-            session.shut();
+        if let Some(lane) = self.lane.take() {
+            lane.give_up(ended());
         }
     }
 }
@@ -201,7 +219,12 @@ fn lose_or_give_back(session: Session, error: Error) -> Error {
 }
 
 /// Sends up to `length` bytes from `offset` on; how many it were.
-fn send_part(data: &mut DataSocket, file: &File, offset: u64, length: usize) -> Result<u64, Error> {
+pub(crate) fn send_part(
+    data: &mut DataSocket,
+    file: &File,
+    offset: u64,
+    length: usize,
+) -> Result<u64, Error> {
     let sent = match data.plain() {
         Some(socket) => send_file(socket, file, offset, length),
         None => send_copy(data, file, offset, length),

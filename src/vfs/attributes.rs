@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::dircache::Item;
 use super::error::{Error, Result};
-use super::files::{lock, now_stamp};
+use super::files::now_stamp;
 use super::tree::{Ino, ROOT};
 use super::{Found, Mtime, Vfs};
 use crate::ftp::{self, Precision, Timestamp};
@@ -57,7 +57,7 @@ impl Vfs {
             return Ok(());
         }
         let Some((parent, name)) = self.place(ino) else { return Ok(()) };
-        let waits = self.handles.staged(ino).is_some_and(|staged| lock(&staged).set_mode(mode));
+        let waits = self.handles.staged(ino).is_some_and(|staged| staged.set_mode(mode));
         if !waits && self.shown(ino)?.shown_mode() == Some(mode) {
             return Ok(());
         }
@@ -65,6 +65,9 @@ impl Vfs {
             let path = self.path(ino)?;
             self.pool.ask(|session| session.set_mode(&path, mode))?
         };
+        if done && let Some(staged) = self.handles.staged(ino) {
+            staged.note_server_mode(mode);
+        }
         self.cache.update(parent, &name, |item| {
             if done { item.set_mode(mode) } else { item.remember_mode(mode) }
         });
@@ -84,8 +87,8 @@ impl Vfs {
                 Timestamp { seconds: time.seconds, nanos: 0, precision: Precision::Second }
             }
         };
-        let waits = self.handles.staged(ino).is_some_and(|staged| lock(&staged).set_mtime(stamp));
-        if waits {
+        let staged = self.handles.staged(ino);
+        if staged.as_ref().is_some_and(|staged| staged.set_mtime(stamp)) {
             return Ok(());
         }
         let path = self.path(ino)?;
@@ -94,6 +97,9 @@ impl Vfs {
             Err(ftp::Error::Refused(_)) => false,
             Err(error) => return Err(error.into()),
         };
+        if let Some(staged) = staged.filter(|_| done) {
+            staged.note_server_mtime(stamp);
+        }
         self.cache.update(parent, &name, |item| {
             if done { item.set_mtime(stamp) } else { item.remember_mtime(stamp) }
         });

@@ -86,7 +86,10 @@ impl From<ftp::Error> for Error {
             | ftp::Error::Connect { .. }
             | ftp::Error::TooMany(_)
             | ftp::Error::Down(_) => Self::Unreachable(text),
-            ftp::Error::NoDirectory(_) | ftp::Error::ListingTooLarge => Self::Io(text),
+            ftp::Error::NoDirectory(_)
+            | ftp::Error::ListingTooLarge
+            | ftp::Error::WrongSize { .. }
+            | ftp::Error::Cancelled => Self::Io(text),
         }
     }
 }

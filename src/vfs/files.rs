@@ -1,17 +1,19 @@
 //! Content: open, create, read, write, flush, release.
 
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::time::Instant;
 
 use super::attr::Version;
+use super::commit::Committed;
 use super::dircache::Item;
 use super::error::{Error, Result};
 use super::handles::{Access, Shared};
 use super::reader::Reader;
-use super::staging::{Committed, Staged, remove_quietly};
+use super::replace::remove_quietly;
+use super::staging::{Place, Staged, Start, Urgency};
 use super::tree::Ino;
 use super::{Found, Vfs, now_mtime};
-use crate::ftp::{self, Entry, Kind, Precision, Timestamp};
+use crate::ftp::{self, Entry, Kind, Precision, RemotePath, Timestamp};
 
 /// An open file handle, and what the kernel may assume of it.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +55,7 @@ impl Vfs {
             if access.write || truncate {
                 let staged = self.stage_existing(ino, &item)?;
                 if truncate {
-                    lock(&staged).truncate(0)?;
+                    staged.truncate(&self.at(ino, &self.path(ino)?), 0)?;
                 }
             }
             Ok(())
@@ -82,9 +84,8 @@ impl Vfs {
     }
 
     fn stage_existing(&self, ino: Ino, item: &Item) -> Result<Shared> {
-        self.handles.stage(ino, || {
-            Staged::of_existing(&self.options.staging_dir, Version::of(item), item.shown_mode())
-        })
+        self.handles
+            .stage(ino, || Staged::of_existing(&self.room, Version::of(item), item.shown_mode()))
     }
 
     /// Makes a file and opens it. It reaches the server when it is closed. With `exclusive` an
@@ -114,7 +115,7 @@ impl Vfs {
         let wanted = Some(mode).filter(|mode| *mode != 0o644);
         let version = Version { size: Some(0), mtime: None };
         let opened = self.open_handle(ino, access, version, || {
-            let make = || Staged::of_new(&self.options.staging_dir, wanted);
+            let make = || Staged::of_new(&self.room, wanted);
             self.handles.stage(ino, make).map(drop)
         });
         let fh = opened.inspect_err(|_| self.forget(ino, 1))?;
@@ -136,13 +137,13 @@ impl Vfs {
         if !file.access.read {
             return Err(Error::BadHandle);
         }
-        if let Some(staged) = self.handles.staged(file.ino) {
-            let staged = lock(&staged);
-            if staged.is_filled() {
-                return Ok(take(&staged.read_at(offset, length)?));
-            }
+        let path = self.path(file.ino);
+        if let Some(staged) = self.handles.staged(file.ino).filter(|staged| staged.serves()) {
+            // A file without a name has no path, and needs none: all of it is here.
+            let path = path.unwrap_or_else(|_| RemotePath::root());
+            return Ok(take(&staged.read(&self.at(file.ino, &path), offset, length)?));
         }
-        let path = self.path(file.ino)?;
+        let path = path?;
         let mut reader = file.reader.lock().unwrap_or_else(PoisonError::into_inner);
         match reader.read(&self.pool, &path, fh, offset, length) {
             Ok(bytes) => Ok(take(bytes)),
@@ -163,18 +164,15 @@ impl Vfs {
             return Err(Error::BadHandle);
         }
         let staged = self.handles.staged(file.ino).ok_or(Error::BadHandle)?;
-        let mut staged = lock(&staged);
-        if !staged.is_filled() {
-            let path = self.path(file.ino)?;
-            staged.fill(&self.pool, &path, fill_key(file.ino))?;
-        }
-        let offset = if file.access.append { staged.length() } else { offset };
-        staged.write_at(offset, bytes)?;
-        if staged.wants_sender() {
-            let path = self.path(file.ino)?;
-            staged.send_ahead(&self.pool, &path);
-        }
-        Ok(())
+        let start = if file.access.append { Start::End } else { Start::At(offset) };
+        // As in `read`.
+        let path = self.path(file.ino).unwrap_or_else(|_| RemotePath::root());
+        staged.write(&self.at(file.ino, &path), start, bytes)
+    }
+
+    /// How to get to a file on the server.
+    pub(super) fn at<'a>(&'a self, ino: Ino, path: &'a RemotePath) -> Place<'a> {
+        Place { pool: &self.pool, marks: &self.marks, path, key: fill_key(ino) }
     }
 
     /// Somebody closes a descriptor of the file: everything written must be on the server, or the
@@ -184,14 +182,29 @@ impl Vfs {
         if !file.access.write {
             return Ok(());
         }
-        self.fsync(fh)
+        let Some(delay) = self.options.writing.write_back else { return self.fsync(fh) };
+        let Some(staged) = self.handles.staged(file.ino) else { return Ok(()) };
+        // A file without a name is nowhere to be sent to.
+        let Ok(path) = self.path(file.ino) else { return Ok(()) };
+        match staged.promise(&self.pool, &path) {
+            Ok(true) => {
+                let bytes = staged.view().map_or(0, |view| view.length);
+                self.queue.put(file.ino, bytes, Instant::now() + delay);
+                Ok(())
+            }
+            Ok(false) => Ok(()),
+            Err(error) => {
+                log::warn!("{path} is sent at once, as it is not safe here: {error}");
+                self.fsync(fh)
+            }
+        }
     }
 
     /// Everything written through any handle of the file is on the server after this.
     pub fn fsync(&self, fh: u64) -> Result<()> {
         let file = self.handles.file(fh)?;
         match self.handles.staged(file.ino) {
-            Some(staged) => self.commit(file.ino, &staged),
+            Some(staged) => self.commit(file.ino, &staged, Urgency::Foreground),
             None => Ok(()),
         }
     }
@@ -206,7 +219,7 @@ impl Vfs {
             self.forsake_if_worthless(closed.ino);
             self.unstage(closed.ino);
         }
-        if closed.is_doomed
+        if closed.doomed.is_some()
             && let Ok(path) = self.path(closed.ino)
         {
             remove_quietly(&self.pool, &path);
@@ -221,40 +234,56 @@ impl Vfs {
     /// is nothing to keep.
     fn forsake_if_worthless(&self, ino: Ino) {
         let Some(staged) = self.handles.staged(ino) else { return };
-        let is_worthless = lock(&staged).is_refused_and_empty();
+        let is_worthless = staged.is_refused_and_empty();
         if is_worthless && let Some((parent, name)) = self.place(ino) {
-            lock(&staged).unlink();
+            staged.unlink();
             self.cache.remove(parent, &name);
             self.tree().unlink(parent, &name);
         }
     }
 
     /// Sends what is staged for an inode, and shows the result.
-    pub(super) fn commit(&self, ino: Ino, staged: &Shared) -> Result<()> {
-        let mut staged = lock(staged);
-        if !staged.is_dirty() {
-            return Ok(());
-        }
-        let path = self.path(ino)?;
-        // After a failure nobody knows what the server has.
-        let committed =
-            staged.commit(&self.pool, &path).inspect_err(|_| self.expire_parent(ino))?;
-        if let (Some(committed), Some((parent, name))) = (committed, self.place(ino)) {
+    pub(super) fn commit(&self, ino: Ino, staged: &Shared, urgency: Urgency) -> Result<()> {
+        let find = || self.path(ino);
+        let policy = &self.options.writing;
+        let key = fill_key(ino);
+        let committed = staged
+            .commit(&self.pool, &self.marks, key, policy, urgency, &find)
+            // After a failure nobody knows what the server has.
+            .inspect_err(|_| self.expire_parent(ino))?;
+        let Some(committed) = committed else { return Ok(()) };
+        self.queue.drop_one(ino);
+        if let Some((parent, name)) = self.place(ino) {
             self.show_committed(parent, &name, &committed);
         }
         Ok(())
     }
 
+    /// The name belongs to what others put there; ours goes on under another, with all who have it
+    /// open.
+    fn show_conflict(&self, parent: Ino, name: &[u8], copy: &[u8]) {
+        self.tree().relink((parent, name), (parent, copy));
+        let known = self.cache.known(parent).and_then(|known| known.get(name));
+        if let Some(mut item) = known {
+            item.entry.name = copy.into();
+            self.cache.put(parent, item);
+        }
+        self.cache.remove(parent, name);
+        self.cache.expire(parent);
+    }
+
     /// The entry as it must be on the server now. Nothing is asked: size and times are known, but
     /// for the time of a file whose writer set none; that is our clock's until the next listing.
     fn show_committed(&self, parent: Ino, name: &[u8], committed: &Committed) {
+        if let Some(copy) = &committed.conflict {
+            self.show_conflict(parent, name, copy);
+        }
+        let name = committed.conflict.as_deref().unwrap_or(name);
         self.cache.update(parent, name, |item| {
             item.is_unsent = false;
             item.entry.size = Some(committed.length);
-            if committed.was_sent {
-                item.set_mtime(now_stamp());
-                item.is_guess = true;
-            }
+            item.set_mtime(now_stamp());
+            item.is_guess = true;
             if let Some(mtime) = committed.mtime {
                 item.set_mtime(mtime);
             }
@@ -287,17 +316,15 @@ impl Vfs {
             return Err(Error::IsADirectory);
         }
         let staged = self.stage_existing(ino, &item)?;
-        let result = {
-            let mut staged = lock(&staged);
-            // Cutting to nothing needs nothing of what was there.
-            let path = self.path(ino)?;
-            let filled =
-                if size == 0 { Ok(()) } else { staged.fill(&self.pool, &path, fill_key(ino)) };
-            filled.and_then(|()| staged.truncate(size))
-        };
-        let result = result.and_then(|()| {
-            if self.handles.is_open(ino) { Ok(()) } else { self.commit(ino, &staged) }
+        let path = self.path(ino)?;
+        let result = staged.truncate(&self.at(ino, &path), size).and_then(|()| {
+            if self.handles.is_open(ino) {
+                Ok(())
+            } else {
+                self.commit(ino, &staged, Urgency::Foreground)
+            }
         });
+        drop(staged);
         self.unstage(ino);
         result
     }
@@ -320,10 +347,6 @@ pub struct StatFs {
     pub free: u64,
     pub files: u64,
     pub name_max: u32,
-}
-
-pub(super) fn lock(staged: &Shared) -> MutexGuard<'_, Staged> {
-    staged.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A file that exists here and will exist on the server when it is closed.

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::dircache::{Item, Listing};
 use super::error::{Error, Result};
+use super::journal::Mark;
 use super::reader::Reader;
-use super::staging::{Shown, Staged, View};
+use super::staging::{Staged, View};
 use super::tree::Ino;
 
 /// What a file was opened for.
@@ -42,9 +43,8 @@ enum Handle {
     Directory(Arc<OpenDirectory>),
 }
 
-/// The staged file of one inode. Held during I/O, before Tree, DirCache and Pool, and after no
-/// other lock but a reader's.
-pub(crate) type Shared = Arc<Mutex<Staged>>;
+/// The staged file of one inode, which has locks of its own.
+pub(crate) type Shared = Arc<Staged>;
 
 /// All handles.
 #[derive(Debug, Default)]
@@ -57,12 +57,12 @@ pub(crate) struct Handles {
 struct State {
     last: u64,
     handles: HashMap<u64, Handle>,
-    staged: HashMap<Ino, (Shared, Arc<Shown>)>,
+    staged: HashMap<Ino, Shared>,
     /// How many file handles an inode has.
     opens: HashMap<Ino, usize>,
     /// Removed while open, and kept under another name until the last handle is closed: what was
     /// listed of it.
-    doomed: HashMap<Ino, Item>,
+    doomed: HashMap<Ino, (Item, Option<Mark>)>,
     /// Staged files with unsent bytes that nobody has open; their inodes are pinned for that.
     kept: HashSet<Ino>,
 }
@@ -108,7 +108,7 @@ impl Handles {
         let mut state = self.lock();
         match state.handles.remove(&fh)? {
             Handle::Directory(directory) => {
-                Some(Closed { ino: directory.ino, was_last: false, is_doomed: false })
+                Some(Closed { ino: directory.ino, was_last: false, doomed: None })
             }
             Handle::File(file) => {
                 let ino = file.ino;
@@ -120,8 +120,8 @@ impl Handles {
                 if was_last {
                     state.opens.remove(&ino);
                 }
-                let is_doomed = was_last && state.doomed.remove(&ino).is_some();
-                Some(Closed { ino, was_last, is_doomed })
+                let doomed = if was_last { state.doomed.remove(&ino) } else { None };
+                Some(Closed { ino, was_last, doomed: doomed.map(|(_, mark)| mark) })
             }
         }
     }
@@ -132,29 +132,27 @@ impl Handles {
     }
 
     /// The file is to be removed when the last handle is closed.
-    pub(crate) fn doom(&self, ino: Ino, item: Item) {
-        self.lock().doomed.insert(ino, item);
+    pub(crate) fn doom(&self, ino: Ino, item: Item, mark: Option<Mark>) {
+        self.lock().doomed.insert(ino, (item, mark));
     }
 
     pub(crate) fn doomed(&self, ino: Ino) -> Option<Item> {
-        self.lock().doomed.get(&ino).cloned()
+        self.lock().doomed.get(&ino).map(|(item, _)| item.clone())
     }
 
     pub(crate) fn staged(&self, ino: Ino) -> Option<Shared> {
-        self.lock().staged.get(&ino).map(|(staged, _)| Arc::clone(staged))
+        self.lock().staged.get(&ino).map(Arc::clone)
     }
 
     /// Length and time of what is staged for an inode, without waiting for anybody.
     pub(crate) fn view(&self, ino: Ino) -> Option<View> {
-        let shown = self.lock().staged.get(&ino).map(|(_, shown)| Arc::clone(shown))?;
-        shown.view()
+        self.staged(ino)?.view()
     }
 
     /// The same for all that is staged, without waiting for anybody.
     pub(crate) fn views(&self) -> HashMap<Ino, View> {
-        let shown: Vec<_> =
-            self.lock().staged.iter().map(|(ino, (_, shown))| (*ino, Arc::clone(shown))).collect();
-        shown.into_iter().filter_map(|(ino, shown)| Some((ino, shown.view()?))).collect()
+        let staged = self.all_staged();
+        staged.into_iter().filter_map(|(ino, staged)| Some((ino, staged.view()?))).collect()
     }
 
     /// The staged file of an inode, made by `make` if there is none.
@@ -164,9 +162,8 @@ impl Handles {
         }
         // Made outside the lock, as it touches the disk; another thread may have been faster.
         let made = make()?;
-        let shown = Arc::clone(made.shown());
-        let made = (Arc::new(Mutex::new(made)), shown);
-        Ok(Arc::clone(&self.lock().staged.entry(ino).or_insert(made).0))
+        let made = Arc::new(made);
+        Ok(Arc::clone(self.lock().staged.entry(ino).or_insert(made)))
     }
 
     /// Drops the staged file of an inode that nobody has open and that holds nothing unsent.
@@ -175,10 +172,7 @@ impl Handles {
         if state.opens.contains_key(&ino) {
             return Unstaged::AsBefore;
         }
-        let unsent = state.staged.get(&ino).is_some_and(|(staged, _)| {
-            // Somebody at work on it keeps it; it is dropped when that one is done.
-            staged.try_lock().map_or(true, |staged| staged.is_dirty())
-        });
+        let unsent = state.staged.get(&ino).is_some_and(|staged| staged.is_dirty());
         if unsent {
             return if state.kept.insert(ino) { Unstaged::Kept } else { Unstaged::AsBefore };
         }
@@ -188,12 +182,8 @@ impl Handles {
 
     /// Everything staged, to be sent or shown.
     pub(crate) fn all_staged(&self) -> Vec<(Ino, Shared)> {
-        let mut all: Vec<_> = self
-            .lock()
-            .staged
-            .iter()
-            .map(|(ino, (staged, _))| (*ino, Arc::clone(staged)))
-            .collect();
+        let mut all: Vec<_> =
+            self.lock().staged.iter().map(|(ino, staged)| (*ino, Arc::clone(staged))).collect();
         all.sort_by_key(|(ino, _)| *ino);
         all
     }
@@ -216,6 +206,6 @@ pub(crate) struct Closed {
     pub(crate) ino: Ino,
     /// The file has no other handle.
     pub(crate) was_last: bool,
-    /// It is to be removed now.
-    pub(crate) is_doomed: bool,
+    /// It is to be removed now; the mark says so until it is.
+    pub(crate) doomed: Option<Option<Mark>>,
 }

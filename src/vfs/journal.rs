@@ -1,9 +1,9 @@
-//! What is unsent, on disk: beside each staged file, while the server does not have it, lies a note
-//! that tells where it belongs. So it outlives a process that was killed, and the next mount of that
-//! server sends it.
+//! What must outlive this process, on the local disk.
 //!
-//! A staged file is locked (flock(2)) by the process that works on it; one that can be locked is
-//! nobody's any more.
+//! A *note* lies beside the local copy of a file that the server does not have yet, and tells where
+//! it belongs; the next mount of that server sends it. A *mark* names a file of our own on the
+//! server; the next mount puts it away. What belongs to a living process is locked (flock(2)), and
+//! left alone by all others.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -11,14 +11,28 @@ use std::path::{Path, PathBuf};
 
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
 
 use super::attr::Version;
-use crate::ftp::{Precision, Timestamp};
+use super::content::Layout;
+use crate::ftp::{Precision, RemotePath, Timestamp};
 
-/// The names of notes end so.
+/// The names of notes end so, after the name of the local copy.
 const SUFFIX: &str = ".note";
 
-/// Where a staged file belongs, and what it is to replace.
+/// The names of notes that are being written end so.
+const UNFINISHED: &str = ".new";
+
+/// The names of local copies begin so; what follows is random, without a dot.
+pub(crate) const COPY: &str = "upload-";
+
+/// What a note becomes that cannot be understood.
+const DAMAGED: &str = ".damaged";
+
+/// The names of marks begin so.
+const MARK: &str = "mark-";
+
+/// Where a local copy belongs, and what it is to replace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Note {
     /// User, host and port.
@@ -30,6 +44,11 @@ pub(crate) struct Note {
     pub(crate) mode: Option<u16>,
     /// Seconds since 1970, as a program set it.
     mtime: Option<i64>,
+    /// Which bytes are here. The local copy may be longer, by what was added later and promised to
+    /// nobody.
+    pub(crate) layout: Layout,
+    /// Parts of it may be under its name already: an attempt to send it had begun.
+    pub(crate) may_be_partly_there: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,33 +57,44 @@ struct Base {
     mtime: Option<i64>,
 }
 
+/// Must it be on the disk before anything else happens, or is it enough that it outlives this
+/// process?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Durability {
+    Process,
+    Disk,
+}
+
 impl Note {
-    pub(crate) fn new(
-        server: String,
-        path: &[u8],
-        base: Option<Version>,
-        mode: Option<u16>,
-        mtime: Option<Timestamp>,
-    ) -> Self {
-        let seconds = |time: Timestamp| time.seconds;
+    pub(crate) fn new(server: String, path: &[u8], layout: Layout) -> Self {
         Self {
             server,
             path: percent_encode(path, NON_ALPHANUMERIC).to_string(),
-            base: base.map(|base| Base { size: base.size, mtime: base.mtime.map(seconds) }),
-            mode,
-            mtime: mtime.map(seconds),
+            base: None,
+            mode: None,
+            mtime: None,
+            layout,
+            may_be_partly_there: false,
         }
+    }
+
+    pub(crate) fn with_base(self, base: Option<Version>) -> Self {
+        let seconds = |time: Timestamp| time.seconds;
+        let base = base.map(|base| Base { size: base.size, mtime: base.mtime.map(seconds) });
+        Self { base, ..self }
+    }
+
+    pub(crate) fn with_attributes(self, mode: Option<u16>, mtime: Option<Timestamp>) -> Self {
+        Self { mode, mtime: mtime.map(|time| time.seconds), ..self }
     }
 
     pub(crate) fn path(&self) -> Vec<u8> {
         percent_decode_str(&self.path).collect()
     }
 
-    /// Is this what was there when the file was opened?
-    pub(crate) fn replaces(&self, now: &Version) -> bool {
-        self.base.is_some_and(|base| {
-            base.size == now.size && base.mtime == now.mtime.map(|time| time.seconds)
-        })
+    /// What was there when the file was opened. The seconds may have been told as minutes.
+    pub(crate) fn base(&self) -> Option<Version> {
+        self.base.map(|base| Version { size: base.size, mtime: base.mtime.map(minute) })
     }
 
     pub(crate) fn mtime(&self) -> Option<Timestamp> {
@@ -72,54 +102,231 @@ impl Note {
         self.mtime.map(|seconds| Timestamp { seconds, nanos: 0, precision })
     }
 
-    /// Writes it beside the staged file, whole or not at all.
-    pub(crate) fn write(&self, staged: &Path) -> io::Result<()> {
-        let note = note_of(staged);
-        let new = note.with_extension("new");
+    /// Writes it beside the local copy, whole or not at all.
+    pub(crate) fn write(&self, copy: &Path, durability: Durability) -> io::Result<()> {
+        let note = note_of(copy);
+        let new = copy.with_extension("new");
         let mut file = File::create(&new)?;
         file.write_all(&serde_json::to_vec(self)?)?;
-        fs::rename(new, note)
+        if durability == Durability::Disk {
+            file.sync_all()?;
+        }
+        fs::rename(new, &note)?;
+        match note.parent() {
+            Some(dir) if durability == Durability::Disk => File::open(dir)?.sync_all(),
+            _ => Ok(()),
+        }
     }
 }
 
-/// The server has it: no note any more.
-pub(crate) fn strike(staged: &Path) {
-    // It may never have been written.
-    let _ = fs::remove_file(note_of(staged));
+/// LIST tells minutes, and a note does not say what told its time: a minute is close enough to
+/// know a file again whose size is the same.
+fn minute(seconds: i64) -> Timestamp {
+    Timestamp { seconds, nanos: 0, precision: Precision::Minute }
 }
 
-fn note_of(staged: &Path) -> PathBuf {
-    let mut name = staged.as_os_str().to_owned();
+/// The server has it: no note any more.
+pub(crate) fn strike(copy: &Path) {
+    // It may never have been written.
+    let _ = fs::remove_file(note_of(copy));
+}
+
+/// Nobody wants it any more: neither the note, damaged or not, nor the local copy.
+pub(crate) fn forget(copy: &Path) -> io::Result<()> {
+    strike(copy);
+    let mut damaged = note_of(copy).into_os_string();
+    damaged.push(DAMAGED);
+    let _ = fs::remove_file(damaged);
+    fs::remove_file(copy)
+}
+
+fn note_of(copy: &Path) -> PathBuf {
+    let mut name = copy.as_os_str().to_owned();
     name.push(SUFFIX);
     name.into()
 }
 
-/// A staged file whose process has ended; locked now, so that nobody else takes it.
+/// A local copy whose process has ended; locked now, so that nobody else takes it.
 #[derive(Debug)]
-pub(crate) struct Orphan {
+pub(crate) struct LeftBehind {
     pub(crate) note: Note,
     pub(crate) file: File,
     pub(crate) path: PathBuf,
 }
 
-/// All of them in the staging directory. Notes that cannot be read are left for people to look at.
-pub(crate) fn orphans(dir: &Path) -> Vec<Orphan> {
-    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
-    let names = entries.flatten().map(|entry| entry.path());
-    names
-        .filter_map(|note| {
-            let path = PathBuf::from(note.to_str()?.strip_suffix(SUFFIX)?);
-            let file = OpenOptions::new().read(true).write(true).open(&path).ok()?;
-            file.try_lock().ok()?;
-            match serde_json::from_slice(&fs::read(&note).ok()?) {
-                Ok(note) => Some(Orphan { note, file, path }),
-                Err(error) => {
-                    log::warn!("{} is damaged: {error}; left as it is", note.display());
-                    None
-                }
+/// All of them in the staging directory. A damaged note is set aside, with a message; it and the
+/// local copy stay for people to look at.
+pub(crate) fn left_behind(dir: &Path) -> Vec<LeftBehind> {
+    let notes = names(dir).into_iter().filter_map(|note| {
+        let path = PathBuf::from(note.to_str()?.strip_suffix(SUFFIX)?);
+        let file = OpenOptions::new().read(true).write(true).open(&path).ok()?;
+        file.try_lock().ok()?;
+        match read_note(&note, &file) {
+            Ok(note) => Some(LeftBehind { note, file, path }),
+            Err(error) => {
+                set_aside(&note, &path, &error);
+                None
             }
-        })
-        .collect()
+        }
+    });
+    notes.collect()
+}
+
+fn read_note(note: &Path, copy: &File) -> io::Result<Note> {
+    let note: Note = serde_json::from_slice(&fs::read(note)?)?;
+    let needed = note.layout.present.iter().map(|range| range.end).max().unwrap_or(0);
+    if copy.metadata()?.len() < needed {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the local copy is too short"));
+    }
+    Ok(note)
+}
+
+fn set_aside(note: &Path, copy: &Path, error: &io::Error) {
+    let mut aside = note.as_os_str().to_owned();
+    aside.push(DAMAGED);
+    // If it cannot be renamed it is found, and told of, again.
+    let _ = fs::rename(note, &aside);
+    log::error!(
+        "a note of what is unsent is damaged ({error}): nothing is guessed, the bytes are {}, and \
+         the note is {} now",
+        copy.display(),
+        Path::new(&aside).display()
+    );
+}
+
+/// Removes what a process that ended left here and promised to nobody: local copies without a
+/// note, and notes that were not finished.
+pub(crate) fn sweep(dir: &Path) {
+    let is_promised = |copy: &Path| {
+        let mut damaged = note_of(copy).into_os_string();
+        damaged.push(DAMAGED);
+        note_of(copy).exists() || Path::new(&damaged).exists()
+    };
+    for path in names(dir) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        // A note that was begun lies beside its copy, and has its name but for the end.
+        let copy = if name.ends_with(UNFINISHED) { path.with_extension("") } else { path.clone() };
+        let is_copy = name.starts_with(COPY) && path.extension().is_none();
+        if !is_copy && !name.ends_with(UNFINISHED) {
+            continue;
+        }
+        let is_nobodys = File::open(&copy).map_or(true, |file| file.try_lock().is_ok());
+        if is_nobodys && (copy != path || !is_promised(&path)) {
+            let _ = fs::remove_file(&path);
+        }
+    }
+}
+
+/// Notes that were set aside, each with its local copy.
+pub(crate) fn damaged(dir: &Path) -> Vec<PathBuf> {
+    let copy =
+        |note: PathBuf| Some(note.to_str()?.strip_suffix(DAMAGED)?.strip_suffix(SUFFIX)?.into());
+    names(dir).into_iter().filter_map(copy).collect()
+}
+
+fn names(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
+
+/// Why there is a file of our own on the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Purpose {
+    /// An upload that is not complete, or a removed file that is still open: not needed any more.
+    Scratch,
+    /// The old version of a file that is being replaced: it goes back if nothing took its place.
+    Aside,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct MarkText {
+    server: String,
+    purpose: Purpose,
+    /// Both percent-encoded.
+    path: String,
+    owner: String,
+}
+
+/// On the local disk while there is a file of our own on the server; gone with the value.
+#[derive(Debug)]
+pub(crate) struct Mark {
+    _file: NamedTempFile,
+}
+
+impl Mark {
+    fn set(
+        dir: &Path,
+        server: String,
+        purpose: Purpose,
+        path: &RemotePath,
+        owner: &RemotePath,
+    ) -> Option<Self> {
+        let encode =
+            |path: &RemotePath| percent_encode(path.as_bytes(), NON_ALPHANUMERIC).to_string();
+        let text = MarkText { server, purpose, path: encode(path), owner: encode(owner) };
+        let write = || -> io::Result<Self> {
+            let mut file = tempfile::Builder::new().prefix(MARK).tempfile_in(dir)?;
+            file.as_file().lock()?;
+            file.write_all(&serde_json::to_vec(&text)?)?;
+            Ok(Self { _file: file })
+        };
+        write().map_err(|error| log::info!("no mark for {path}: {error}")).ok()
+    }
+}
+
+/// Where marks are set, and for which server.
+#[derive(Clone, Debug)]
+pub(crate) struct Marks {
+    pub(crate) dir: PathBuf,
+    pub(crate) server: String,
+}
+
+impl Marks {
+    /// Before the file is made. Without a mark a crash leaves the file there, which is no reason
+    /// not to go on.
+    pub(crate) fn set(
+        &self,
+        purpose: Purpose,
+        path: &RemotePath,
+        owner: &RemotePath,
+    ) -> Option<Mark> {
+        Mark::set(&self.dir, self.server.clone(), purpose, path, owner)
+    }
+}
+
+/// A file on the server that an ended process did not put away.
+#[derive(Debug)]
+pub(crate) struct Leftover {
+    pub(crate) purpose: Purpose,
+    pub(crate) path: RemotePath,
+    /// The file that it was made for.
+    pub(crate) owner: RemotePath,
+    mark: PathBuf,
+    _lock: File,
+}
+
+impl Leftover {
+    /// It is put away.
+    pub(crate) fn strike(self) {
+        let _ = fs::remove_file(&self.mark);
+    }
+}
+
+/// All of them on this server.
+pub(crate) fn leftovers(dir: &Path, server: &str) -> Vec<Leftover> {
+    let is_mark = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(MARK))
+    };
+    let read = |mark: PathBuf| {
+        let file = File::open(&mark).ok()?;
+        file.try_lock().ok()?;
+        let text: MarkText = serde_json::from_slice(&fs::read(&mark).ok()?).ok()?;
+        let decode = |text: &str| RemotePath::parse(&percent_decode_str(text).collect::<Vec<_>>());
+        let (path, owner) = (decode(&text.path).ok()?, decode(&text.owner).ok()?);
+        let purpose = text.purpose;
+        (text.server == server).then_some(Leftover { purpose, path, owner, mark, _lock: file })
+    };
+    names(dir).into_iter().filter(is_mark).filter_map(read).collect()
 }
 
 #[cfg(test)]
@@ -128,7 +335,10 @@ mod tests {
 
     fn note() -> Note {
         let base = Version { size: Some(7), mtime: None };
-        Note::new("ftp://bob@nas:21".into(), b"/a\xff b", Some(base), Some(0o600), None)
+        let layout = Layout::of_existing(7);
+        Note::new("ftp://bob@nas:21".into(), b"/a\xff b", layout)
+            .with_base(Some(base))
+            .with_attributes(Some(0o600), None)
     }
 
     #[test]
@@ -137,32 +347,62 @@ mod tests {
         let path = dir.path().join("upload-1");
         let held = File::create(&path).unwrap();
         held.lock().unwrap();
-        note().write(&path).unwrap();
-        assert!(orphans(dir.path()).is_empty(), "somebody works on it");
+        note().write(&path, Durability::Disk).unwrap();
+        assert!(left_behind(dir.path()).is_empty(), "somebody works on it");
         drop(held);
-        let found = orphans(dir.path());
+        let found = left_behind(dir.path());
         assert_eq!((found.len(), &found[0].note), (1, &note()));
         assert_eq!(found[0].note.path(), b"/a\xff b");
-        assert!(orphans(dir.path()).is_empty(), "one takes it");
+        assert!(left_behind(dir.path()).is_empty(), "one takes it");
         drop(found);
         strike(&path);
-        assert!(orphans(dir.path()).is_empty());
+        assert!(left_behind(dir.path()).is_empty());
     }
 
     #[test]
-    fn a_damaged_note_is_left_alone() {
+    fn what_nobody_was_promised_is_swept_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let [held, promised, lost] = ["held", "promised", "lost"].map(|name| {
+            let path = dir.path().join(format!("{COPY}{name}"));
+            (File::create(&path).unwrap(), path)
+        });
+        held.0.lock().unwrap();
+        note().write(&promised.1, Durability::Process).unwrap();
+        fs::write(lost.1.with_extension("new"), "{").unwrap();
+        sweep(dir.path());
+        assert!(held.1.exists() && promised.1.exists() && note_of(&promised.1).exists());
+        assert!(!lost.1.exists() && !lost.1.with_extension("new").exists());
+    }
+
+    #[test]
+    fn what_is_damaged_is_set_aside() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("upload-1");
         fs::write(&path, "precious").unwrap();
         fs::write(note_of(&path), "{\"server\":").unwrap();
-        assert!(orphans(dir.path()).is_empty());
-        assert!(path.exists() && note_of(&path).exists());
+        assert!(left_behind(dir.path()).is_empty());
+        assert_eq!(damaged(dir.path()), std::slice::from_ref(&path));
+        assert!(path.exists() && !note_of(&path).exists());
+        let mut too_long = note();
+        too_long.layout.present.insert(0..9);
+        too_long.write(&path, Durability::Process).unwrap();
+        assert!(left_behind(dir.path()).is_empty(), "eight bytes are there, nine were promised");
     }
 
     #[test]
-    fn what_is_replaced_is_known_again() {
-        let base = Version { size: Some(7), mtime: None };
-        assert!(note().replaces(&base));
-        assert!(!note().replaces(&Version { size: Some(8), ..base }));
+    fn a_mark_is_found_when_its_process_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, owner) =
+            (RemotePath::parse(b"/.x~").unwrap(), RemotePath::parse(b"/x").unwrap());
+        let mark = Mark::set(dir.path(), "here".into(), Purpose::Aside, &path, &owner).unwrap();
+        assert!(leftovers(dir.path(), "here").is_empty());
+        let text = fs::read(mark._file.path()).unwrap();
+        drop(mark);
+        fs::write(dir.path().join("mark-1"), text).unwrap();
+        assert!(leftovers(dir.path(), "elsewhere").is_empty());
+        let mut found = leftovers(dir.path(), "here");
+        assert_eq!((found.len(), &found[0].path, &found[0].owner), (1, &path, &owner));
+        found.remove(0).strike();
+        assert!(leftovers(dir.path(), "here").is_empty());
     }
 }

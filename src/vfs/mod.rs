@@ -10,6 +10,8 @@
 
 mod attr;
 mod attributes;
+mod commit;
+mod content;
 mod dircache;
 mod error;
 mod files;
@@ -17,12 +19,17 @@ mod handles;
 mod journal;
 mod listing;
 mod names;
+mod policy;
+mod ranges;
 mod reader;
 mod recovery;
+mod replace;
+mod room;
 mod sender;
 mod staging;
 mod tree;
 mod window;
+mod writeback;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,14 +41,19 @@ pub use error::{Error, Result};
 pub use files::Opened;
 pub use handles::Access;
 pub use names::RenameMode;
-pub use recovery::{LeftOver, left_over};
+pub use policy::{OnConflict, UploadMode, WritePolicy};
+pub use recovery::{LeftOver, forget_left_over, left_over};
 pub use tree::{Ino, ROOT};
 
 use attr::{Ownership, Shown};
 use dircache::{DirCache, Fresh};
 use handles::{Handles, OpenDirectory, Unstaged};
-use staging::{OWN_PREFIX, View};
+use journal::Marks;
+use replace::is_own_name;
+use room::Room;
+use staging::{Urgency, View};
 use tree::{Name, Tree};
+use writeback::Queue;
 
 use crate::ftp::{self, Entries, Kind, Pool, RemotePath};
 
@@ -60,6 +72,7 @@ pub struct Options {
     pub strict_owner: bool,
     /// Where files being written are kept; private to the user.
     pub staging_dir: PathBuf,
+    pub writing: WritePolicy,
 }
 
 /// A file that is not on the server yet.
@@ -70,6 +83,8 @@ pub struct Pending {
     pub bytes: u64,
     /// Why the last attempt failed.
     pub error: Option<String>,
+    /// The bytes on the local disk.
+    pub local: PathBuf,
 }
 
 /// An answer to a look-up.
@@ -91,6 +106,9 @@ pub struct Vfs {
     tree: Mutex<Tree>,
     cache: DirCache,
     handles: Handles,
+    room: Arc<Room>,
+    marks: Marks,
+    queue: Arc<Queue>,
 }
 
 impl Vfs {
@@ -108,6 +126,9 @@ impl Vfs {
             tree: Mutex::new(Tree::new()),
             cache: DirCache::new(options.ttl, patience),
             handles: Handles::default(),
+            room: Arc::new(Room::new(&options.staging_dir, options.writing.cache_size)),
+            marks: Marks { dir: options.staging_dir.clone(), server: pool.server_name() },
+            queue: Arc::default(),
             pool,
             options,
         })
@@ -255,55 +276,55 @@ impl Vfs {
 
     /// Files that are not on the server yet.
     pub fn pending(&self) -> Vec<Pending> {
-        let mut pending = Vec::new();
-        for (ino, staged) in self.handles.all_staged() {
-            // One that is being sent right now is locked, and waiting for it may take long.
-            let error = match staged.try_lock() {
-                Ok(staged) if !staged.is_dirty() => continue,
-                Ok(staged) => staged.last_error().map(ToOwned::to_owned),
-                Err(_) => None,
-            };
-            pending.push(self.pending_of(ino, error));
-        }
-        pending
+        let all = self.handles.all_staged();
+        let dirty = all.into_iter().filter(|(_, staged)| staged.is_dirty());
+        dirty.map(|(ino, staged)| self.pending_of(ino, &staged)).collect()
     }
 
-    /// Sends everything that is not on the server yet; the first error, after trying all.
+    /// Sends everything that is not on the server yet, over several connections; the first error,
+    /// after trying all.
     pub fn drain(&self) -> Result<()> {
-        let mut first = Ok(());
-        for (ino, staged) in self.handles.all_staged() {
-            let sent = self.commit(ino, &staged);
-            drop(staged);
-            self.unstage(ino);
-            if first.is_ok() {
-                first = sent;
-            }
-        }
-        first
-    }
-
-    /// Leaves what could not be sent on the local disk when this process ends, and tells where:
-    /// the file itself, or its directory if somebody is at work on it.
-    pub fn keep_unsent(&self) -> Vec<(Pending, PathBuf)> {
-        let mut kept = Vec::new();
-        for (ino, staged) in self.handles.all_staged() {
-            let (error, local) = match staged.try_lock() {
-                Ok(staged) if !staged.is_dirty() => continue,
-                Ok(mut staged) => {
-                    let path = self.path(ino).ok();
-                    let error = staged.last_error().map(ToOwned::to_owned);
-                    (error, staged.keep(&self.pool, path.as_ref()))
+        // The small ones first: if time is short most of them are there.
+        let mut all = self.handles.all_staged();
+        all.sort_by_key(|(_, staged)| std::cmp::Reverse(staged.view().map_or(0, |v| v.length)));
+        let threads = self.pool.snapshot().limit.min(all.len());
+        let (left, first) = (Mutex::new(all), Mutex::new(Ok(())));
+        let work = || {
+            while let Some((ino, staged)) = lock(&left).pop() {
+                let sent = self.commit(ino, &staged, Urgency::Foreground);
+                drop(staged);
+                self.unstage(ino);
+                let mut first = lock(&first);
+                if first.is_ok() {
+                    *first = sent;
                 }
-                Err(_) => (None, self.options.staging_dir.clone()),
-            };
-            kept.push((self.pending_of(ino, error), local));
-        }
-        kept
+            }
+        };
+        std::thread::scope(|scope| {
+            // What cannot be started does not work; this thread always does.
+            for _ in 1..threads {
+                let _ = std::thread::Builder::new().name("drain".into()).spawn_scoped(scope, work);
+            }
+            work();
+        });
+        first.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pending_of(&self, ino: Ino, error: Option<String>) -> Pending {
+    /// Leaves what could not be sent on the local disk when this process ends, and tells where.
+    pub fn keep_unsent(&self) -> Vec<Pending> {
+        let all = self.handles.all_staged();
+        let dirty = all.into_iter().filter(|(_, staged)| staged.is_dirty());
+        let keep = |(ino, staged): (Ino, handles::Shared)| {
+            staged.keep(&self.pool, self.path(ino).ok().as_ref());
+            self.pending_of(ino, &staged)
+        };
+        dirty.map(keep).collect()
+    }
+
+    fn pending_of(&self, ino: Ino, staged: &staging::Staged) -> Pending {
         let path = self.path(ino).map_or_else(|_| "(removed)".into(), |path| path.to_string());
-        Pending { path, bytes: self.handles.view(ino).map_or(0, |view| view.length), error }
+        let bytes = staged.view().map_or(0, |view| view.length);
+        Pending { path, bytes, error: staged.last_error(), local: staged.local_path() }
     }
 
     /// The listing of a directory, asked of the server if the known one is too old.
@@ -413,9 +434,8 @@ fn overlaid(mut attr: Attr, view: Option<&View>) -> Attr {
     attr
 }
 
-/// A file of our own making, which nobody should see.
-fn is_own_name(name: &[u8]) -> bool {
-    name.starts_with(OWN_PREFIX) && name.ends_with(b"~")
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn now_mtime() -> Mtime {
@@ -462,12 +482,5 @@ mod tests {
         assert_eq!(to("/srv/ftp", &base, 0), ".");
         assert_eq!(to("/srv/ftpd", &base, 0), "/srv/ftpd");
         assert_eq!(to("/etc/passwd", &base, 1), "/etc/passwd");
-    }
-
-    #[test]
-    fn own_names_are_recognised() {
-        assert!(is_own_name(b".ftpfs-1-2-3~"));
-        assert!(!is_own_name(b".ftpfs-notes"));
-        assert!(!is_own_name(b"x.ftpfs-1~"));
     }
 }

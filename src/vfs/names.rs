@@ -6,10 +6,14 @@
 
 use std::time::Instant;
 
+use super::attr::Version;
 use super::dircache::Item;
 use super::error::{Error, Result};
-use super::files::{lock, new_item, now_stamp};
-use super::staging::{Staged, beside, move_once, remove_quietly, replace};
+use super::files::{new_item, now_stamp};
+use super::handles::Shared;
+use super::journal::Purpose;
+use super::replace::{beside, move_once, remove_quietly, replace};
+use super::staging::{Staged, Urgency};
 use super::tree::Ino;
 use super::{Found, Vfs};
 use crate::ftp::{self, Entry, Kind, RemotePath};
@@ -46,10 +50,9 @@ impl Vfs {
         let found = self.show_new(parent, name, new_item(name, mode))?;
         let ino = found.attr.ino;
         let wanted = Some(mode).filter(|mode| *mode != 0o644);
-        let staged =
-            self.handles.stage(ino, || Staged::of_new(&self.options.staging_dir, wanted))?;
-        if let Err(error) = self.commit(ino, &staged) {
-            lock(&staged).unlink();
+        let staged = self.handles.stage(ino, || Staged::of_new(&self.room, wanted))?;
+        if let Err(error) = self.commit(ino, &staged, Urgency::Foreground) {
+            staged.unlink();
             self.drop_name(parent, name);
             self.unstage(ino);
             return Err(error);
@@ -82,15 +85,14 @@ impl Vfs {
         let ino = self.tree().find(parent, name);
         if let Some(ino) = ino {
             if item.is_unsent {
-                let staged = self.handles.staged(ino);
-                if staged.is_some_and(|staged| lock(&staged).may_be_partly_there()) {
+                if self.forsake(ino) {
                     remove_quietly(&self.pool, &self.child_path(parent, name)?);
                 }
-                self.forsake(ino);
                 self.drop_name(parent, name);
                 return Ok(());
             }
             if self.needs_server_copy(ino) && self.hide(parent, name, ino, &item)? {
+                self.forsake(ino);
                 return Ok(());
             }
         }
@@ -156,8 +158,14 @@ impl Vfs {
             return Err(Error::Invalid);
         }
         if let Some(staged) = self.handles.staged(ino) {
+            if staged.is_only_here() && self.rename_here(ino, &staged, from, to, target.as_ref())? {
+                return Ok(());
+            }
             // The server moves what it has; so it must have all of it.
-            self.commit(ino, &staged)?;
+            self.commit(ino, &staged, Urgency::Foreground)?;
+        }
+        if item.entry.kind == Kind::Directory {
+            self.commit_below(ino);
         }
         if let Some(target) = &target {
             self.clear_target(&item, to, target)?;
@@ -171,12 +179,81 @@ impl Vfs {
             self.cache.expire(to.0);
         })?;
         self.tree().relink(from, to);
+        if item.entry.kind == Kind::Directory {
+            self.renote_below(ino);
+        }
+        self.show_moved(from, to, item);
+        Ok(())
+    }
+
+    fn show_moved(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), item: Item) {
         let moved = self.cache.known(from.0).and_then(|known| known.get(from.1));
         self.cache.remove(from.0, from.1);
         let mut item = moved.unwrap_or(item);
         item.entry.name = to.1.into();
         self.cache.put(to.0, item);
-        Ok(())
+    }
+
+    /// Moves a file that the server does not have: only its name here changes, and where it will
+    /// be sent. False if the server must have it first, as somebody has the target open.
+    fn rename_here(
+        &self,
+        ino: Ino,
+        staged: &Shared,
+        from: (Ino, &[u8]),
+        to: (Ino, &[u8]),
+        target: Option<&Item>,
+    ) -> Result<bool> {
+        let mut base = None;
+        if let Some(target) = target {
+            if target.entry.kind == Kind::Directory {
+                return Err(Error::IsADirectory);
+            }
+            let other = self.tree().find(to.0, to.1);
+            if let Some(other) = other {
+                if !target.is_unsent && self.needs_server_copy(other) {
+                    return Ok(false);
+                }
+                self.forsake(other);
+            }
+            if !target.is_unsent {
+                base = Some((Version::of(target), target.shown_mode()));
+            }
+        }
+        staged.retarget(&self.pool, base, || {
+            self.tree().relink(from, to);
+            self.path(ino)
+        })?;
+        let mut item = self.cache.known(from.0).and_then(|known| known.get(from.1));
+        self.cache.remove(from.0, from.1);
+        if let Some(mut item) = item.take() {
+            item.entry.name = to.1.into();
+            item.is_unsent = base.is_none();
+            self.cache.put(to.0, item);
+        }
+        Ok(true)
+    }
+
+    /// What is unsent below a directory is sent before its path changes. What cannot be sent goes
+    /// with the directory.
+    fn commit_below(&self, directory: Ino) {
+        for (ino, staged) in self.handles.all_staged() {
+            if staged.is_dirty() && self.tree().is_within(ino, directory) {
+                let _ = self.commit(ino, &staged, Urgency::Foreground);
+                drop(staged);
+                self.unstage(ino);
+            }
+        }
+    }
+
+    fn renote_below(&self, directory: Ino) {
+        for (ino, staged) in self.handles.all_staged() {
+            if self.tree().is_within(ino, directory)
+                && let Ok(path) = self.path(ino)
+            {
+                staged.renote(&self.pool, &path);
+            }
+        }
     }
 
     /// Makes way for a rename: checks what POSIX demands of the target, removes an empty
@@ -190,8 +267,8 @@ impl Vfs {
             _ => {}
         }
         let Some(ino) = ino else { return Ok(()) };
-        if !target.is_unsent && self.needs_server_copy(ino) && self.hide(to.0, to.1, ino, target)? {
-            return Ok(());
+        if !target.is_unsent && self.needs_server_copy(ino) {
+            self.hide(to.0, to.1, ino, target)?;
         }
         self.forsake(ino);
         Ok(())
@@ -205,7 +282,7 @@ impl Vfs {
         over_file: bool,
     ) -> Result<()> {
         if over_file {
-            return replace(&self.pool, source, destination);
+            return replace(&self.pool, &self.marks, source, destination);
         }
         let Err(reply) = move_once(&self.pool, source, destination)? else { return Ok(()) };
         match self.look_again(from.0, from.1, ftp::Error::Refused(reply))? {
@@ -218,7 +295,7 @@ impl Vfs {
     /// Is the file on the server still needed after its name is gone? Yes while it is open and its
     /// content is not here.
     fn needs_server_copy(&self, ino: Ino) -> bool {
-        let local = self.handles.staged(ino).is_some_and(|staged| lock(&staged).is_filled());
+        let local = self.handles.staged(ino).is_some_and(|s| s.serves() && s.is_complete());
         self.handles.is_open(ino) && !local
     }
 
@@ -227,6 +304,7 @@ impl Vfs {
     fn hide(&self, parent: Ino, name: &[u8], ino: Ino, item: &Item) -> Result<bool> {
         let path = self.child_path(parent, name)?;
         let hidden = beside(&path)?;
+        let mark = self.marks.set(Purpose::Scratch, &hidden, &path);
         match self.pool.ask(|session| session.rename(&path, &hidden)) {
             Ok(()) => {}
             Err(ftp::Error::Refused(reply)) => {
@@ -235,7 +313,7 @@ impl Vfs {
             }
             Err(error) => return Err(error.into()),
         }
-        self.handles.doom(ino, item.clone());
+        self.handles.doom(ino, item.clone(), mark);
         if let Some(hidden) = hidden.name() {
             self.tree().relink((parent, name), (parent, hidden));
         }
@@ -244,11 +322,14 @@ impl Vfs {
     }
 
     /// The name of a file goes, or goes to another: what is staged for it is never sent again.
-    fn forsake(&self, ino: Ino) {
-        if let Some(staged) = self.handles.staged(ino) {
-            lock(&staged).unlink();
-            self.unstage(ino);
-        }
+    /// True if the server may have something of it.
+    fn forsake(&self, ino: Ino) -> bool {
+        let Some(staged) = self.handles.staged(ino) else { return false };
+        let may_be_there = staged.unlink();
+        drop(staged);
+        self.queue.drop_one(ino);
+        self.unstage(ino);
+        may_be_there
     }
 
     fn require_present(&self, parent: Ino, name: &[u8]) -> Result<Item> {
@@ -295,6 +376,17 @@ impl Vfs {
     }
 }
 
+/// `report.txt` -> `report (conflict 2026-11-24 05.00.00).txt`
+pub(super) fn conflict_name(name: &[u8], why: &str) -> Vec<u8> {
+    let mark = format!(" ({why} {})", chrono::Utc::now().format("%Y-%m-%d %H.%M.%S%.3f"));
+    let dot = name.iter().rposition(|byte| *byte == b'.').filter(|at| *at > 0);
+    let (stem, extension) = name.split_at(dot.unwrap_or(name.len()));
+    // NAME_MAX: what is too long is cut, at the end of the stem.
+    let room = 255usize.saturating_sub(mark.len() + extension.len());
+    let stem = stem.get(..room).unwrap_or(stem);
+    [stem, mark.as_bytes(), extension].concat()
+}
+
 /// An entry made just now.
 fn entry(name: &[u8], mode: u16) -> Entry {
     Entry {
@@ -305,5 +397,20 @@ fn entry(name: &[u8], mode: u16) -> Entry {
         mode: Some(mode),
         target: None,
         facts: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conflict_names_keep_the_extension() {
+        let name =
+            |name: &str| String::from_utf8(conflict_name(name.as_bytes(), "conflict")).unwrap();
+        assert!(name("a.b.txt").starts_with("a.b (conflict 2") && name("a.txt").ends_with(").txt"));
+        assert!(name(".hidden").starts_with(".hidden (conflict "));
+        assert!(name("plain").ends_with(')'));
+        assert_eq!(name(&"x".repeat(255)).len(), 255);
     }
 }

@@ -1,57 +1,95 @@
 //! What earlier processes left unsent, sent by this one.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
+use super::Vfs;
 use super::attr::Version;
+use super::content::Delta;
+use super::dircache::Item;
 use super::error::{Error, Result};
-use super::files::{lock, new_item};
-use super::journal::{self, Orphan};
+use super::files::new_item;
+use super::journal::{self, LeftBehind, Leftover, Purpose, damaged, left_behind, leftovers};
+use super::names::conflict_name;
+use super::policy::OnConflict;
 use super::reader::Reader;
-use super::staging::Staged;
+use super::replace::{move_once, remove_quietly};
+use super::staging::{Staged, Traces, Urgency};
 use super::tree::{Ino, ROOT};
-use super::{Vfs, journal::orphans};
-use crate::ftp::RemotePath;
+use crate::ftp::{Look, RemotePath};
 
 /// How much is compared at a time; a reader gives up to 2 MiB.
-const BLOCK: usize = 256 * 1024;
+const BLOCK: u64 = 256 * 1024;
 
 /// A file that an ended process left on the local disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeftOver {
-    /// User, host and port; sent when that is mounted again.
-    pub server: String,
+    /// User, host and port; sent when that is mounted again. `None`: its note is damaged, so that
+    /// nobody knows where it belongs.
+    pub server: Option<String>,
     pub path: String,
     pub bytes: u64,
+    /// All of it is in the local file, from the beginning on.
+    pub is_whole: bool,
     pub local: PathBuf,
 }
 
 /// What lies in a staging directory and is nobody's.
 pub fn left_over(staging_dir: &Path) -> Vec<LeftOver> {
-    let describe = |orphan: Orphan| LeftOver {
-        path: String::from_utf8_lossy(&orphan.note.path()).into_owned(),
-        bytes: orphan.file.metadata().map_or(0, |about| about.len()),
-        server: orphan.note.server,
-        local: orphan.path,
+    let describe = |found: LeftBehind| LeftOver {
+        path: String::from_utf8_lossy(&found.note.path()).into_owned(),
+        bytes: found.note.layout.length,
+        is_whole: found.note.layout.missing().is_empty(),
+        server: Some(found.note.server),
+        local: found.path,
     };
-    orphans(staging_dir).into_iter().map(describe).collect()
+    let nameless = |local: PathBuf| LeftOver {
+        server: None,
+        path: "(unknown)".into(),
+        bytes: local.metadata().map_or(0, |about| about.len()),
+        is_whole: false,
+        local,
+    };
+    let known = left_behind(staging_dir).into_iter().map(describe);
+    known.chain(damaged(staging_dir).into_iter().map(nameless)).collect()
+}
+
+/// It is not wanted any more: neither its bytes nor its note.
+pub fn forget_left_over(local: &Path) -> std::io::Result<()> {
+    journal::forget(local)
+}
+
+/// What becomes of a left-behind file, after a look at the server.
+enum Fate {
+    /// It had arrived, and only its process did not live to see it.
+    Arrived,
+    /// To be sent under its name, over this version, with these traces of an attempt before.
+    Send(Option<Version>, Traces),
+    /// Others changed what it was to replace.
+    Conflict,
 }
 
 impl Vfs {
-    /// Sends what earlier mounts of this server left unsent. What somebody changed meanwhile is not
-    /// overwritten: the unsent file is put beside it. What fails stays, and is tried again.
+    /// Sends what earlier mounts of this server left unsent, and puts away their files on it. What
+    /// somebody changed meanwhile is not overwritten. What fails stays, and is tried again.
     pub fn recover(&self) {
+        journal::sweep(&self.options.staging_dir);
         let server = self.pool.server_name();
-        for orphan in orphans(&self.options.staging_dir) {
-            if orphan.note.server != server {
+        for leftover in leftovers(&self.options.staging_dir, &server) {
+            if let Err(error) = self.put_away(leftover) {
+                log::info!("a file of an earlier mount stays on the server: {error}");
+            }
+        }
+        for found in left_behind(&self.options.staging_dir) {
+            if found.note.server != server {
                 continue;
             }
-            let path = String::from_utf8_lossy(&orphan.note.path()).into_owned();
-            let local = orphan.path.clone();
-            match self.adopt(orphan) {
+            let path = String::from_utf8_lossy(&found.note.path()).into_owned();
+            let local = found.path.clone();
+            match self.adopt(found) {
                 Ok(()) => log::warn!("{path}, unsent by an earlier mount, is on the server now"),
                 Err(error) => log::error!(
                     "{path}, unsent by an earlier mount, could not be sent: {error}; it stays as {}",
@@ -61,63 +99,124 @@ impl Vfs {
         }
     }
 
-    fn adopt(&self, orphan: Orphan) -> Result<()> {
-        let path = RemotePath::parse(&orphan.note.path())?;
+    fn put_away(&self, leftover: Leftover) -> Result<()> {
+        let Leftover { path, owner, purpose, .. } = &leftover;
+        match purpose {
+            Purpose::Scratch => remove_quietly(&self.pool, path),
+            // The name was free when the process ended: the old file goes back to it.
+            Purpose::Aside if self.pool.look(owner)? == Look::Absent => {
+                if move_once(&self.pool, path, owner)?.is_ok() {
+                    log::warn!("{owner}, moved aside by an earlier mount, has its name again");
+                }
+            }
+            Purpose::Aside => remove_quietly(&self.pool, path),
+        }
+        leftover.strike();
+        Ok(())
+    }
+
+    fn adopt(&self, found: LeftBehind) -> Result<()> {
+        let path = RemotePath::parse(&found.note.path())?;
         let below = self.below_base(&path).ok_or(Error::NotFound)?;
         let (name, directories) = below.split_last().ok_or(Error::Invalid)?;
         let mut parent = ROOT;
         for directory in directories {
-            let found = self.listing(parent, Instant::now())?;
-            found.find(directory)?.ok_or(Error::NotFound)?;
+            let fresh = self.listing(parent, Instant::now())?;
+            fresh.find(directory)?.ok_or(Error::NotFound)?;
             parent = self.tree().intern(parent, directory, 0);
         }
         let there = self.listing(parent, Instant::now())?.find(name)?;
         let mut name = name.clone();
-        let mut base = None;
-        if let Some(item) = &there {
-            let version = Version::of(item);
-            if self.is_same(&path, version, &orphan.file)? {
-                // It had arrived, and only its process did not live to see it.
-                journal::strike(&orphan.path);
-                return Ok(std::fs::remove_file(&orphan.path)?);
+        let (base, traces) = match self.fate(&path, &found, there.as_ref())? {
+            Fate::Arrived => {
+                journal::strike(&found.path);
+                return Ok(std::fs::remove_file(&found.path)?);
             }
-            if orphan.note.replaces(&version) {
-                base = Some(version);
-            } else {
-                name = conflict_name(&name).into();
-                log::warn!("{path} was changed meanwhile: what was unsent is put beside it");
-            }
-        }
+            Fate::Send(base, traces) => (base, traces),
+            Fate::Conflict => match self.options.writing.on_conflict {
+                OnConflict::Overwrite => (there.as_ref().map(Version::of), Traces::default()),
+                OnConflict::Copy if found.note.layout.missing().is_empty() => {
+                    name = conflict_name(&name, "unsent").into();
+                    log::warn!("{path} was changed meanwhile: what was unsent is put beside it");
+                    (None, Traces::default())
+                }
+                OnConflict::Copy | OnConflict::Error => {
+                    return Err(Error::Stale("others changed it meanwhile".into()));
+                }
+            },
+        };
         let ino = self.tree().intern(parent, &name, 0);
-        self.send_orphan(parent, ino, &name, orphan, base)
+        self.send_left_behind(parent, ino, &name, found, base, traces)
     }
 
-    fn send_orphan(
+    fn fate(&self, path: &RemotePath, found: &LeftBehind, there: Option<&Item>) -> Result<Fate> {
+        let note = &found.note;
+        let layout = &note.layout;
+        let Some(item) = there else {
+            // What only the server had is gone with it.
+            let is_whole = layout.missing().is_empty();
+            return Ok(if is_whole { Fate::Send(None, Traces::default()) } else { Fate::Conflict });
+        };
+        let now = Version::of(item);
+        let size = now.size.unwrap_or(u64::MAX);
+        let is_same = |up_to: u64| {
+            let here = layout.present.iter().filter(|range| range.start < up_to);
+            let here = here.map(|range| range.start..range.end.min(up_to)).collect::<Vec<_>>();
+            self.is_same(path, now, &found.file, &here)
+        };
+        if size == layout.length && is_same(size)? {
+            return Ok(Fate::Arrived);
+        }
+        if note.base().is_some_and(|base| base.agrees_with(&now)) {
+            return Ok(Fate::Send(Some(now), Traces::default()));
+        }
+        // An attempt in place was cut short: what is there is a part of ours.
+        if !note.may_be_partly_there {
+            return Ok(Fate::Conflict);
+        }
+        let partly = Traces { may_be_partly_there: true, appended_from: None };
+        Ok(match (note.base(), layout.delta()) {
+            (None, _) if size <= layout.length && is_same(size)? => Fate::Send(None, partly),
+            (Some(_), Delta::Append { from }) if size > from && size <= layout.length => {
+                if is_same(size)? {
+                    let traces = Traces { may_be_partly_there: false, appended_from: Some(from) };
+                    Fate::Send(Some(now), traces)
+                } else {
+                    Fate::Conflict
+                }
+            }
+            (Some(_), Delta::Patch(_)) if size <= layout.length => Fate::Send(Some(now), partly),
+            _ => Fate::Conflict,
+        })
+    }
+
+    fn send_left_behind(
         &self,
         parent: Ino,
         ino: Ino,
         name: &[u8],
-        orphan: Orphan,
+        found: LeftBehind,
         base: Option<Version>,
+        traces: Traces,
     ) -> Result<()> {
         if self.handles.staged(ino).is_some() {
             return Err(Error::Io("a program writes to it now".into()));
         }
-        let mode = orphan.note.mode.unwrap_or(0o644);
-        let staged = Staged::of_orphan(orphan, base)?;
-        let length = staged.length();
+        let mode = found.note.mode.unwrap_or(0o644);
+        let length = found.note.layout.length;
+        let staged = Staged::of_left_behind(&self.room, found, base, traces)?;
         if base.is_none() {
             let mut item = new_item(name, mode);
             item.entry.size = Some(length);
             self.cache.put(parent, item);
         }
-        let mine = Arc::clone(staged.shown());
-        let shared = self.handles.stage(ino, || Ok(staged))?;
-        if !Arc::ptr_eq(&mine, lock(&shared).shown()) {
+        let mut mine = Some(staged);
+        let shared = self.handles.stage(ino, || mine.take().ok_or(Error::Invalid))?;
+        if mine.is_some() {
             return Err(Error::Io("a program writes to it now".into()));
         }
-        lock(&shared).own_file();
-        let sent = self.commit(ino, &shared);
+        shared.own_file();
+        let sent = self.commit(ino, &shared, Urgency::Foreground);
         drop(shared);
         self.unstage(ino);
         sent
@@ -134,47 +233,31 @@ impl Vfs {
         Some(rest.map(Into::into).collect())
     }
 
-    /// Has the server the very bytes that are here?
-    fn is_same(&self, path: &RemotePath, version: Version, local: &File) -> Result<bool> {
-        let length = local.metadata()?.len();
-        if version.size != Some(length) {
-            return Ok(false);
-        }
+    /// Has the server in these ranges the very bytes that are here?
+    fn is_same(
+        &self,
+        path: &RemotePath,
+        version: Version,
+        local: &File,
+        ranges: &[Range<u64>],
+    ) -> Result<bool> {
         let mut reader = Reader::new(version);
-        let mut block = vec![0; BLOCK];
-        let mut at = 0;
-        while at < length {
-            let theirs = reader.read(&self.pool, path, u64::MAX, at, BLOCK)?;
-            let ours = block.get_mut(..theirs.len()).unwrap_or_default();
-            if theirs.is_empty() || local.read_exact_at(ours, at).is_err() || ours != theirs {
-                if let Some(download) = self.pool.resume(u64::MAX) {
-                    download.leave(false);
-                }
-                return Ok(false);
+        let mut block = vec![0; BLOCK as usize];
+        let mut is_same = true;
+        for range in ranges {
+            let mut at = range.start;
+            while at < range.end && is_same {
+                let length = usize::try_from(BLOCK.min(range.end - at)).unwrap_or(0);
+                let theirs = reader.read(&self.pool, path, u64::MAX, at, length)?;
+                let ours = block.get_mut(..theirs.len()).unwrap_or_default();
+                is_same =
+                    !theirs.is_empty() && local.read_exact_at(ours, at).is_ok() && ours == theirs;
+                at += theirs.len() as u64;
             }
-            at += theirs.len() as u64;
         }
-        Ok(true)
-    }
-}
-
-/// `report.txt` -> `report (unsent 2026-11-24 05.00.00).txt`
-fn conflict_name(name: &[u8]) -> Vec<u8> {
-    let mark = chrono::Utc::now().format(" (unsent %Y-%m-%d %H.%M.%S)").to_string();
-    let dot = name.iter().rposition(|byte| *byte == b'.').filter(|at| *at > 0);
-    let (stem, extension) = name.split_at(dot.unwrap_or(name.len()));
-    [stem, mark.as_bytes(), extension].concat()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn conflict_names_keep_the_extension() {
-        let name = |name: &str| String::from_utf8(conflict_name(name.as_bytes())).unwrap();
-        assert!(name("a.b.txt").starts_with("a.b (unsent 2") && name("a.txt").ends_with(").txt"));
-        assert!(name(".hidden").starts_with(".hidden (unsent "));
-        assert!(name("plain").ends_with(')'));
+        if let Some(download) = self.pool.resume(u64::MAX) {
+            download.leave(false);
+        }
+        Ok(is_same)
     }
 }

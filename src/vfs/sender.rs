@@ -8,8 +8,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::staging::remove_quietly;
-use crate::ftp::{self, Pool, RemotePath};
+use super::error::Result;
+use super::journal::{Mark, Purpose};
+use super::replace::{beside, remove_quietly};
+use super::staging::Place;
+use crate::ftp::{self, Pool, RemotePath, Stored};
 
 /// A writer that pauses this long while others wait for a connection loses its own: longer than a
 /// program needs for a page fault or a busy disk, short for somebody who waits for `ls`.
@@ -19,8 +22,10 @@ const PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(crate) struct Sender {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<Result<(), ftp::Error>>>,
+    thread: Option<JoinHandle<std::result::Result<Stored, ftp::Error>>>,
     path: RemotePath,
+    /// Until the file has its name, or is gone.
+    mark: Option<Mark>,
 }
 
 #[derive(Debug, Default)]
@@ -37,22 +42,26 @@ struct State {
     is_complete: bool,
     /// The file is not what was sent: stop and clean up.
     is_cancelled: bool,
+    /// The thread is done.
+    has_ended: bool,
 }
 
 impl Sender {
-    /// Begins to send `file`, opened anew so that its position is the sender's own, to `path`.
-    pub(crate) fn start(
-        pool: &Arc<Pool>,
-        path: RemotePath,
-        file: File,
-        written: u64,
-    ) -> std::io::Result<Self> {
+    /// Begins to send the first `written` bytes of `file`, and what is to follow, to a name beside
+    /// the file's.
+    pub(crate) fn start(place: &Place<'_>, file: File, written: u64) -> Result<Self> {
+        let path = beside(place.path)?;
+        let mark = place.marks.set(Purpose::Scratch, &path, place.path);
         let shared = Arc::new(Shared::default());
         shared.lock().written = written;
-        let work =
-            Work { shared: Arc::clone(&shared), pool: Arc::clone(pool), path: path.clone(), file };
+        let work = Work {
+            shared: Arc::clone(&shared),
+            pool: Arc::clone(place.pool),
+            path: path.clone(),
+            file,
+        };
         let thread = std::thread::Builder::new().name("sender".into()).spawn(|| work.run())?;
-        Ok(Self { shared, thread: Some(thread), path })
+        Ok(Self { shared, thread: Some(thread), path, mark })
     }
 
     /// Where the bytes go.
@@ -66,17 +75,30 @@ impl Sender {
         self.shared.changed.notify_all();
     }
 
-    /// The file has `length` bytes: waits until the server confirmed them all.
-    pub(crate) fn finish(mut self, length: u64) -> Result<(), ftp::Error> {
+    /// The file has `length` bytes: waits until the server confirmed them; what it has. The mark
+    /// is for the time until the file has its name.
+    pub(crate) fn finish(
+        mut self,
+        length: u64,
+        is_cancelled: &dyn Fn() -> bool,
+    ) -> std::result::Result<(Stored, Option<Mark>), ftp::Error> {
         {
             let mut state = self.shared.lock();
             state.written = length;
             state.is_complete = true;
         }
         self.shared.changed.notify_all();
-        match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(result)) => result,
-            Some(Err(_)) | None => Err(ftp::Error::TimedOut("an upload that stopped")),
+        let Some(thread) = self.thread.take() else { return Err(ftp::Error::Cancelled) };
+        while !thread.is_finished() {
+            if is_cancelled() {
+                self.shared.lock().is_cancelled = true;
+                self.shared.changed.notify_all();
+            }
+            self.shared.wait_for_end();
+        }
+        match thread.join() {
+            Ok(result) => result.map(|stored| (stored, self.mark.take())),
+            Err(_) => Err(ftp::Error::Cancelled),
         }
     }
 }
@@ -107,6 +129,27 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// Waits a moment for the end of the thread, which tells it.
+    fn wait_for_end(&self) {
+        let state = self.lock();
+        if !state.has_ended {
+            // The time-out is for whoever cancels meanwhile.
+            drop(self.changed.wait_timeout(state, PAUSE));
+        }
+    }
+}
+
+/// Tells the end of the thread, also if it panics.
+struct TellEnd(Arc<Shared>);
+
+impl Drop for TellEnd {
+    fn drop(&mut self) {
+        self.0.lock().has_ended = true;
+        self.0.changed.notify_all();
+    }
+}
+
 /// What the thread does.
 struct Work {
     shared: Arc<Shared>,
@@ -116,7 +159,8 @@ struct Work {
 }
 
 impl Work {
-    fn run(self) -> Result<(), ftp::Error> {
+    fn run(self) -> std::result::Result<Stored, ftp::Error> {
+        let _end = TellEnd(Arc::clone(&self.shared));
         let result = self.send();
         let is_cancelled = self.shared.lock().is_cancelled;
         if result.is_err() || is_cancelled {
@@ -125,24 +169,25 @@ impl Work {
         result
     }
 
-    fn send(&self) -> Result<(), ftp::Error> {
+    fn send(&self) -> std::result::Result<Stored, ftp::Error> {
         let mut upload = self.pool.begin_upload(&self.path)?;
         let mut sent = 0;
         loop {
             let state = self.shared.wait(sent);
             if state.is_cancelled {
                 upload.abort();
-                return Err(ftp::Error::TimedOut("a writer who changed what was sent"));
+                return Err(ftp::Error::Cancelled);
             }
             if state.written > sent {
-                upload.send(&self.file, sent, state.written - sent)?;
+                let is_cancelled = || self.shared.lock().is_cancelled;
+                upload.send(&self.file, sent..state.written, &is_cancelled)?;
                 sent = state.written;
             } else if state.is_complete {
                 return upload.finish();
             } else if self.pool.is_wanted() {
                 log::info!("{}: the writer pauses and others wait; sent again later", self.path);
                 upload.abort();
-                return Err(ftp::Error::TimedOut("a writer who paused"));
+                return Err(ftp::Error::Cancelled);
             }
         }
     }

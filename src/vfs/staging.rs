@@ -1,33 +1,44 @@
-//! The local file behind a file that is being written.
+//! A file being written: its local copy, what the server has of it, and who works on it.
 //!
-//! Its bytes stay until the server confirmed them. An existing file is fetched whole before its
-//! first change; a commit sends the whole file. A file that is there already is never replaced by
-//! a half-written one: the upload goes to a name beside it, which is then renamed over it.
+//! Bytes stay here until the server confirmed them. Nothing is fetched before it is needed. While
+//! the content is sent it does not change: a writer waits for a send that somebody waits for, and
+//! stops one that runs in the background. Readers never wait for a send.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-
-use tempfile::{NamedTempFile, TempPath};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::attr::Version;
+use super::commit::{Committed, Errand, Sent};
+use super::content::{Content, Layout};
 use super::error::{Error, Result};
-use super::journal::{self, Note, Orphan};
+use super::journal::{self, Durability, LeftBehind, Marks, Note};
+use super::policy::WritePolicy;
 use super::reader::Reader;
+use super::room::Room;
 use super::sender::Sender;
-use crate::ftp::{self, Before, Pool, RemotePath, Reply, Timestamp};
+use crate::ftp::{Pool, RemotePath, Timestamp};
 
-/// From this size on a new file is sent while it is still being written. Below it, sending takes
-/// about as long as the round trips that a sender costs more (RNFR, RNTO).
-const SEND_AHEAD_FROM: u64 = 1024 * 1024;
+/// From this size on a file is sent while it is still being written. Below it, sending takes about
+/// as long as the round trips that a sender costs more (RNFR, RNTO).
+pub(crate) const SEND_AHEAD_FROM: u64 = 1024 * 1024;
 
-/// The block in which an existing file is fetched: two of the kernel's read-ahead windows.
-const FETCH_BLOCK: usize = 256 * 1024;
+/// The block in which the server's bytes are fetched: two of the kernel's read-ahead windows.
+const FETCH_BLOCK: u64 = 256 * 1024;
 
-/// What others may know of a staged file without waiting for whoever works on it (a read, or the
-/// upload of a large file).
+/// Where a file is on the server, and how to get there.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub(crate) pool: &'a Arc<Pool>,
+    pub(crate) marks: &'a Marks,
+    pub(crate) path: &'a RemotePath,
+    /// Under which a transfer that fetches is parked.
+    pub(crate) key: u64,
+}
+
+/// What others may know of a changed file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct View {
     pub(crate) length: u64,
@@ -35,229 +46,573 @@ pub(crate) struct View {
     pub(crate) mtime: Option<Timestamp>,
 }
 
-/// The view, once the content is local. A leaf lock, held to copy a value.
-#[derive(Debug, Default)]
-pub(crate) struct Shown(Mutex<Option<View>>);
+/// Who waits for a send?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Urgency {
+    /// A program.
+    Foreground,
+    /// Nobody: it stops when somebody writes.
+    Background,
+}
 
-impl Shown {
-    pub(crate) fn view(&self) -> Option<View> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set(&self, view: View) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(view);
-    }
+/// Where a write begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    At(u64),
+    /// O_APPEND.
+    End,
 }
 
 /// A file being written.
 #[derive(Debug)]
 pub(crate) struct Staged {
-    file: NamedTempFile,
-    length: u64,
-    /// Told of every change of length and time.
-    shown: Arc<Shown>,
+    room: Arc<Room>,
+    /// Held for local I/O only, never for the server's; after `source`.
+    state: Mutex<State>,
+    /// Signalled when a send ends.
+    ended: Condvar,
+    /// Fetches what is not here; held during I/O, before Tree, DirCache and Pool.
+    source: Mutex<Option<Reader>>,
+    /// The send that is under way is to stop.
+    is_unwanted: AtomicBool,
+}
+
+#[derive(Debug)]
+struct State {
+    content: Content,
     /// What the server has under this name; `None` when it has nothing.
     base: Option<Version>,
     /// The permission bits of what the server has.
     base_mode: Option<u16>,
-    /// The local file holds the content; before that it is empty and stands for the base.
-    is_filled: bool,
+    /// The length of what the server has is known.
+    is_sized: bool,
     /// Something here is not on the server.
-    is_dirty: bool,
+    is_changed: bool,
+    /// Was ever changed: reads are answered from here.
+    was_changed: bool,
     /// The name is gone: nothing is ever sent again.
     is_unlinked: bool,
     /// Set by programs before the content is on the server.
     mtime: Option<Timestamp>,
     mode: Option<u16>,
     last_error: Option<String>,
+    /// A note on the disk promises exactly what is here.
+    is_promised: bool,
     /// Every byte was written at the end, from an empty file on: what is there will hardly change.
     is_sequential: bool,
+    /// Every byte was written by a handle opened to append.
+    is_append_only: bool,
     /// Sends what is there while more is written.
     sender: Option<Sender>,
     /// A sender was started for this content; one that gave up is not replaced.
     had_sender: bool,
-    /// The time that the server gave to what was sent last.
-    sent_mtime: Option<Timestamp>,
-    /// A new file that was once sent under its own name, and not completely.
-    may_be_partly_there: bool,
+    traces: Traces,
+    sending: Option<Urgency>,
 }
 
-/// What a commit changed on the server.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Committed {
-    pub(crate) length: u64,
-    /// As a program set it and the server took it.
-    pub(crate) mtime: Option<Timestamp>,
-    /// A program set it, but the server takes no times.
-    pub(crate) mtime_to_remember: Option<Timestamp>,
+/// What attempts that failed may have left on the server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Traces {
+    /// A part of it stands under its name.
+    pub(crate) may_be_partly_there: bool,
+    /// A part of what is appended from here on.
+    pub(crate) appended_from: Option<u64>,
+}
+
+/// What is to be sent, as it was when the send began.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) file: File,
+    pub(crate) layout: Layout,
+    pub(crate) base: Option<Version>,
+    pub(crate) base_mode: Option<u16>,
     pub(crate) mode: Option<u16>,
-    pub(crate) mode_to_remember: Option<u16>,
-    /// The content was sent, so that the server's clock gave it a new time.
-    pub(crate) was_sent: bool,
+    pub(crate) mtime: Option<Timestamp>,
+    pub(crate) sender: Option<Sender>,
+    pub(crate) is_append_only: bool,
+    pub(crate) traces: Traces,
 }
 
 impl Staged {
     /// For a file that is on the server.
-    pub(crate) fn of_existing(dir: &Path, base: Version, mode: Option<u16>) -> Result<Self> {
-        Ok(Self { base: Some(base), base_mode: mode, ..Self::empty(dir)? })
-    }
-
-    /// For a file that is on the server under no name yet. It is dirty from the start, so that an
-    /// empty file is sent too.
-    pub(crate) fn of_new(dir: &Path, mode: Option<u16>) -> Result<Self> {
-        let new = Self { is_filled: true, is_dirty: true, mode, ..Self::empty(dir)? };
-        new.show();
-        Ok(new)
-    }
-
-    /// What an earlier process left unsent: its whole content is here.
-    pub(crate) fn of_orphan(orphan: Orphan, base: Option<Version>) -> Result<Self> {
-        let Orphan { note, file, path } = orphan;
-        let length = file.metadata()?.len();
-        let mut file = NamedTempFile::from_parts(file, TempPath::try_from_path(path)?);
-        // Until `own_file`: if somebody else stages the file first, this one must not go.
-        file.disable_cleanup(true);
-        let adopted = Self {
-            length,
-            base,
-            is_filled: true,
-            is_dirty: true,
-            is_sequential: false,
-            mode: note.mode,
-            mtime: note.mtime(),
-            may_be_partly_there: true,
-            ..Self::around(file)
+    pub(crate) fn of_existing(
+        room: &Arc<Room>,
+        base: Version,
+        base_mode: Option<u16>,
+    ) -> Result<Self> {
+        let layout = match base.size {
+            Some(size) => Layout::of_existing(size),
+            // Longer than anything: as long as it is not known, only the whole can be sent.
+            None => Layout { base_length: u64::MAX, ..Layout::default() },
         };
-        adopted.show();
-        Ok(adopted)
+        let content = Content::new(room.dir(), layout)?;
+        let state =
+            State { base: Some(base), base_mode, ..State::new(content, base.size.is_some()) };
+        Ok(Self::around(room, state))
+    }
+
+    /// For a file that is on the server under no name yet. It counts as changed from the start, so
+    /// that an empty file is sent too.
+    pub(crate) fn of_new(room: &Arc<Room>, mode: Option<u16>) -> Result<Self> {
+        let content = Content::new(room.dir(), Layout::default())?;
+        let state = State::new(content, true);
+        Ok(Self::around(room, State { is_changed: true, was_changed: true, mode, ..state }))
+    }
+
+    /// What an earlier process left unsent, to replace `base`.
+    pub(crate) fn of_left_behind(
+        room: &Arc<Room>,
+        found: LeftBehind,
+        base: Option<Version>,
+        traces: Traces,
+    ) -> Result<Self> {
+        let LeftBehind { note, file, path } = found;
+        let (mode, mtime) = (note.mode, note.mtime());
+        let content = Content::of_left_over(file, path, note.layout)?;
+        let state = State {
+            base,
+            is_changed: true,
+            was_changed: true,
+            is_sequential: false,
+            is_promised: true,
+            is_append_only: false,
+            mode,
+            mtime,
+            traces,
+            ..State::new(content, true)
+        };
+        Ok(Self::around(room, state))
+    }
+
+    fn around(room: &Arc<Room>, state: State) -> Self {
+        Self {
+            room: Arc::clone(room),
+            state: Mutex::new(state),
+            ended: Condvar::new(),
+            source: Mutex::new(None),
+            is_unwanted: AtomicBool::new(false),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state, once nobody sends it. One that sends in the background stops for us.
+    fn lock_quiet(&self) -> MutexGuard<'_, State> {
+        let mut state = self.lock();
+        while let Some(urgency) = state.sending {
+            if urgency == Urgency::Background {
+                self.is_unwanted.store(true, Ordering::Relaxed);
+            }
+            // Each step of a send has a deadline, so that it ends.
+            state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state
     }
 
     /// The local file goes when it is no longer needed.
-    pub(crate) fn own_file(&mut self) {
-        self.file.disable_cleanup(false);
+    pub(crate) fn own_file(&self) {
+        self.lock().content.own();
     }
 
-    fn empty(dir: &Path) -> Result<Self> {
-        let file = tempfile::Builder::new().prefix("upload-").tempfile_in(dir)?;
-        // Held until this process ends, so that another one leaves it alone.
-        file.as_file().lock()?;
-        Ok(Self::around(file))
-    }
-
-    fn around(file: NamedTempFile) -> Self {
-        Self {
-            file,
-            length: 0,
-            shown: Arc::default(),
-            base: None,
-            base_mode: None,
-            is_filled: false,
-            is_dirty: false,
-            is_unlinked: false,
-            mtime: None,
-            mode: None,
-            last_error: None,
-            is_sequential: true,
-            sender: None,
-            had_sender: false,
-            sent_mtime: None,
-            may_be_partly_there: false,
-        }
-    }
-
-    /// Are reads and attributes to be taken from here?
-    pub(crate) fn is_filled(&self) -> bool {
-        self.is_filled
+    /// Are reads to be answered from here?
+    pub(crate) fn serves(&self) -> bool {
+        self.lock().was_changed
     }
 
     pub(crate) fn is_dirty(&self) -> bool {
-        self.is_dirty && !self.is_unlinked
+        self.lock().is_dirty()
     }
 
-    pub(crate) fn length(&self) -> u64 {
-        self.length
+    /// Is everything that a reader may ask for here?
+    pub(crate) fn is_complete(&self) -> bool {
+        let state = self.lock();
+        state.is_sized && state.content.is_complete()
     }
 
-    pub(crate) fn last_error(&self) -> Option<&str> {
-        self.last_error.as_deref()
+    /// Has the server nothing of it at all?
+    pub(crate) fn is_only_here(&self) -> bool {
+        let state = self.lock();
+        state.base.is_none()
+            && !state.traces.may_be_partly_there
+            && state.is_dirty()
+            && state.sending != Some(Urgency::Foreground)
     }
 
-    /// Writes down where the content belongs. Without a note it is sent all the same, by this
-    /// process.
-    fn note(&self, pool: &Pool, path: &RemotePath) {
-        let base = self.base.filter(|_| !self.is_unlinked);
-        let note = Note::new(pool.server_name(), path.as_bytes(), base, self.mode, self.mtime);
-        if let Err(error) = note.write(self.file.path()) {
-            log::warn!("no note of what is unsent: {}: {error}", self.file.path().display());
-        }
+    pub(crate) fn last_error(&self) -> Option<String> {
+        self.lock().last_error.clone()
     }
 
-    /// The local file stays when this process ends, with a note of where it belongs; where it is.
-    pub(crate) fn keep(&mut self, pool: &Pool, path: Option<&RemotePath>) -> PathBuf {
-        if let Some(path) = path {
-            self.note(pool, path);
-        }
-        self.file.disable_cleanup(true);
-        self.file.path().to_owned()
-    }
-
-    pub(crate) fn shown(&self) -> &Arc<Shown> {
-        &self.shown
-    }
-
-    fn show(&self) {
-        self.shown.set(View { length: self.length, mtime: self.mtime });
+    /// Length and time, as far as they are not the server's.
+    pub(crate) fn view(&self) -> Option<View> {
+        let state = self.lock();
+        let differs = state.is_changed || state.is_unlinked;
+        differs.then_some(View { length: state.content.length(), mtime: state.mtime })
     }
 
     /// The server has nothing under this name, refused to have it, and nothing would be lost.
     pub(crate) fn is_refused_and_empty(&self) -> bool {
-        self.is_dirty() && self.base.is_none() && self.length == 0 && self.last_error.is_some()
+        let state = self.lock();
+        let is_empty = state.base.is_none() && state.content.length() == 0;
+        state.is_dirty() && is_empty && state.last_error.is_some()
     }
 
-    /// The name was removed: the content is for those who have the file open.
-    pub(crate) fn unlink(&mut self) {
-        journal::strike(self.file.path());
-        self.is_unlinked = true;
-        self.base = None;
-        self.stop_sender();
+    /// The name was removed, or given to another file: the content is for those who have the file
+    /// open. True if the server may have something under the name.
+    pub(crate) fn unlink(&self) -> bool {
+        let mut state = self.lock();
+        state.is_unlinked = true;
+        self.is_unwanted.store(true, Ordering::Relaxed);
+        drop(state);
+        state = self.lock_quiet();
+        state.strike();
+        state.stop_sender();
+        state.base.is_some() || state.traces.may_be_partly_there
     }
 
-    /// Up to `length` bytes at `offset`; fewer only at the end.
-    pub(crate) fn read_at(&self, offset: u64, length: usize) -> Result<Vec<u8>> {
-        let left = usize::try_from(self.length.saturating_sub(offset)).unwrap_or(usize::MAX);
-        let mut bytes = vec![0; length.min(left)];
-        self.local().read_exact_at(&mut bytes, offset)?;
-        Ok(bytes)
-    }
-
-    /// Writes at `offset`, with zeros before it if the file was shorter (pwrite(2)).
-    pub(crate) fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        if offset != self.length {
-            self.stop_sender();
-        }
-        self.local().write_all_at(bytes, offset)?;
-        self.length = self.length.max(offset + bytes.len() as u64);
-        self.touch();
-        if let Some(sender) = &self.sender {
-            sender.advance(self.length);
+    /// The name is another one now, at which the server has `base`. `rename` makes it so while
+    /// nothing is sent.
+    pub(crate) fn retarget(
+        &self,
+        pool: &Pool,
+        base: Option<(Version, Option<u16>)>,
+        rename: impl FnOnce() -> Result<RemotePath>,
+    ) -> Result<()> {
+        let mut state = self.lock_quiet();
+        let path = rename()?;
+        state.base = base.map(|(version, _)| version);
+        state.base_mode = base.and_then(|(_, mode)| mode);
+        state.content.replace_whole();
+        // What was sent ahead lies beside the old name.
+        state.stop_sender();
+        if state.is_promised || state.last_error.is_some() {
+            state.note(pool, &path, Durability::Disk)?;
         }
         Ok(())
     }
 
-    /// Is it time to begin sending, before the writer is done?
-    pub(crate) fn wants_sender(&self) -> bool {
-        self.is_sequential && !self.had_sender && self.length >= SEND_AHEAD_FROM
+    /// The directory above was renamed: a note must tell the new path.
+    pub(crate) fn renote(&self, pool: &Pool, path: &RemotePath) {
+        let mut state = self.lock();
+        if state.is_dirty() && (state.is_promised || state.last_error.is_some()) {
+            state.note_or_warn(pool, path, Durability::Disk);
+        }
     }
 
-    /// Begins to send to a name beside `path`. Failing costs nothing: the commit sends everything.
-    pub(crate) fn send_ahead(&mut self, pool: &Arc<Pool>, path: &RemotePath) {
-        self.had_sender = true;
-        let started = beside(path)
-            .and_then(|beside| Ok(Sender::start(pool, beside, self.file.reopen()?, self.length)?));
-        match started {
-            Ok(sender) => self.sender = Some(sender),
-            Err(error) => log::info!("{path} is sent when it is closed: {error}"),
+    /// Up to `length` bytes at `offset`; fewer only at the end.
+    pub(crate) fn read(&self, place: &Place<'_>, offset: u64, length: usize) -> Result<Vec<u8>> {
+        self.size_up(place)?;
+        loop {
+            let gap = {
+                let state = self.lock();
+                let end = state.content.length().min(offset.saturating_add(length as u64));
+                let wanted = offset.min(end)..end;
+                match state.content.layout().missing_in(wanted.clone()) {
+                    None => return Ok(state.content.read(wanted)?),
+                    Some(gap) => gap,
+                }
+            };
+            self.fetch(place, gap)?;
         }
+    }
+
+    /// Writes (pwrite(2)).
+    pub(crate) fn write(&self, place: &Place<'_>, start: Start, bytes: &[u8]) -> Result<()> {
+        self.size_up(place)?;
+        let mut state = self.lock_quiet();
+        let length = state.content.length();
+        let offset = match start {
+            Start::At(offset) => offset,
+            Start::End => length,
+        };
+        if offset != length {
+            state.stop_sender();
+        }
+        state.is_append_only &= start == Start::End;
+        state.content.write(offset, bytes, &self.room)?;
+        state.touch();
+        let length = state.content.length();
+        if let Some(sender) = &state.sender {
+            sender.advance(length);
+        }
+        if state.is_sequential && !state.had_sender && length >= SEND_AHEAD_FROM {
+            state.send_ahead(place);
+        }
+        Ok(())
+    }
+
+    /// Cuts the file, or lengthens it with zeros.
+    pub(crate) fn truncate(&self, place: &Place<'_>, length: u64) -> Result<()> {
+        if length > 0 {
+            self.size_up(place)?;
+        }
+        let mut state = self.lock_quiet();
+        if state.is_sized && state.content.length() == length {
+            return Ok(());
+        }
+        state.stop_sender();
+        state.content.truncate(length)?;
+        state.is_sized = true;
+        state.is_append_only = false;
+        if length == 0 {
+            state.is_sequential = true;
+            state.had_sender = false;
+        }
+        state.touch();
+        Ok(())
+    }
+
+    /// A time to be set once the content is on the server. True if it was taken: without unsent
+    /// content the server is told at once, by the caller.
+    pub(crate) fn set_mtime(&self, mtime: Timestamp) -> bool {
+        let mut state = self.lock_quiet();
+        if state.is_changed {
+            state.mtime = Some(mtime);
+            state.is_promised = false;
+        }
+        state.is_changed
+    }
+
+    pub(crate) fn set_mode(&self, mode: u16) -> bool {
+        let mut state = self.lock_quiet();
+        if state.is_changed {
+            state.mode = Some(mode);
+            state.is_promised = false;
+        }
+        state.is_changed
+    }
+
+    /// The server took this time for what it has, at our wish.
+    pub(crate) fn note_server_mtime(&self, mtime: Timestamp) {
+        if let Some(base) = &mut self.lock().base {
+            base.mtime = Some(mtime);
+        }
+    }
+
+    /// The server took these bits for what it has, at our wish.
+    pub(crate) fn note_server_mode(&self, mode: u16) {
+        self.lock().base_mode = Some(mode);
+    }
+
+    /// Where the size is not told, the whole file is fetched before its first change.
+    fn size_up(&self, place: &Place<'_>) -> Result<()> {
+        if self.lock().is_sized {
+            return Ok(());
+        }
+        let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
+        let version = self.lock().base.unwrap_or(Version { size: None, mtime: None });
+        let reader = source.insert(Reader::to_end(version));
+        let mut length = 0;
+        loop {
+            let block =
+                reader.read(place.pool, place.path, place.key, length, FETCH_BLOCK as usize)?;
+            let mut state = self.lock();
+            if state.is_sized {
+                return Ok(());
+            }
+            if block.is_empty() {
+                state.content.set_base_length(length);
+                state.is_sized = true;
+                return Ok(());
+            }
+            let end = length + block.len() as u64;
+            state.content.set_base_length(end);
+            state.content.fill(length, block, &self.room)?;
+            length = end;
+        }
+    }
+
+    /// Brings the first part of `gap` here.
+    pub(crate) fn fetch(&self, place: &Place<'_>, gap: Range<u64>) -> Result<()> {
+        let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = {
+            let state = self.lock();
+            if source.is_none() {
+                *source = state.base.map(Reader::new);
+            }
+            state.content.layout().kept
+        };
+        let Some(reader) = source.as_mut() else {
+            return Err(Error::Io(format!("{} is gone from the server", place.path)));
+        };
+        // Whole blocks, as the next gap is likely to be behind this one.
+        let start = gap.start / FETCH_BLOCK * FETCH_BLOCK;
+        let end = (start + FETCH_BLOCK).min(kept);
+        let length = usize::try_from(end.saturating_sub(start)).unwrap_or(0);
+        let bytes = reader.read(place.pool, place.path, place.key, start, length)?;
+        if start + bytes.len() as u64 <= gap.start {
+            return Err(Error::Stale(format!("{} became shorter on the server", place.path)));
+        }
+        Ok(self.lock().content.fill(start, bytes, &self.room)?)
+    }
+
+    /// Makes the content and where it belongs durable here; true unless there was nothing to
+    /// promise. From now on it reaches the server, also if this process ends.
+    pub(crate) fn promise(&self, pool: &Pool, path: &RemotePath) -> Result<bool> {
+        let mut state = self.lock();
+        if !state.is_dirty() {
+            return Ok(false);
+        }
+        if !state.is_promised {
+            state.content.sync()?;
+            state.note(pool, path, Durability::Disk)?;
+            state.is_promised = true;
+        }
+        Ok(true)
+    }
+
+    /// Brings everything to the server; `None` when there was nothing to bring. After an error the
+    /// content is still here.
+    pub(crate) fn commit(
+        &self,
+        pool: &Arc<Pool>,
+        marks: &Marks,
+        key: u64,
+        policy: &WritePolicy,
+        urgency: Urgency,
+        find: &dyn Fn() -> Result<RemotePath>,
+    ) -> Result<Option<Committed>> {
+        let Some(mut job) = self.begin(urgency)? else { return Ok(None) };
+        let ends = SendEnds(self);
+        let path = find()?;
+        let place = Place { pool, marks, path: &path, key };
+        self.note_before_sending(&place, policy);
+        let is_cancelled = || self.is_unwanted.load(Ordering::Relaxed);
+        let errand = Errand {
+            staged: self,
+            place: &place,
+            policy,
+            job: &mut job,
+            is_cancelled: &is_cancelled,
+        };
+        let sent = errand.run();
+        let committed = self.apply(&place, job, sent);
+        drop(ends);
+        committed.map(Some)
+    }
+
+    fn begin(&self, urgency: Urgency) -> Result<Option<Job>> {
+        let mut state = self.lock_quiet();
+        if !state.is_dirty() {
+            return Ok(None);
+        }
+        let job = Job {
+            file: state.content.reopen()?,
+            layout: state.content.layout().clone(),
+            base: state.base,
+            base_mode: state.base_mode,
+            mode: state.mode,
+            mtime: state.mtime,
+            sender: state.sender.take(),
+            is_append_only: state.is_append_only,
+            traces: state.traces,
+        };
+        state.sending = Some(urgency);
+        self.is_unwanted.store(false, Ordering::Relaxed);
+        Ok(Some(job))
+    }
+
+    /// Before the first byte, so that it is known where this belongs if the process is killed.
+    fn note_before_sending(&self, place: &Place<'_>, policy: &WritePolicy) {
+        let mut state = self.lock();
+        let before = state.traces;
+        state.traces.may_be_partly_there |= policy.sends_in_place(state.base, &state.content);
+        let durability = match policy.write_back {
+            Some(_) => Durability::Disk,
+            None => Durability::Process,
+        };
+        state.note_or_warn(place.pool, place.path, durability);
+        // What really happened is told by the send.
+        state.traces = before;
+    }
+
+    fn apply(&self, place: &Place<'_>, job: Job, sent: Result<Sent>) -> Result<Committed> {
+        // Whatever was fetched before is of the old version. Taken before the state, as always.
+        let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        state.traces = job.traces;
+        state.is_sequential = false;
+        let sent = match sent {
+            Ok(sent) => sent,
+            Err(error) => {
+                state.last_error = Some(error.to_string());
+                return Err(error);
+            }
+        };
+        *source = None;
+        if let Some(download) = place.pool.resume(place.key) {
+            download.leave(false);
+        }
+        Ok(state.settle(&job, sent)?)
+    }
+
+    /// The local file stays when this process ends, with a note of where it belongs; where it is.
+    pub(crate) fn keep(&self, pool: &Pool, path: Option<&RemotePath>) -> PathBuf {
+        let mut state = self.lock();
+        if let Err(error) = state.content.sync() {
+            log::warn!("{}: {error}", state.content.path().display());
+        }
+        if let Some(path) = path {
+            state.note_or_warn(pool, path, Durability::Disk);
+        }
+        state.content.keep().to_owned()
+    }
+
+    pub(crate) fn layout(&self) -> Layout {
+        self.lock().content.layout().clone()
+    }
+
+    /// Where the local file is.
+    pub(crate) fn local_path(&self) -> PathBuf {
+        self.lock().content.path().to_owned()
+    }
+}
+
+/// Ends a send, also if it panics.
+struct SendEnds<'a>(&'a Staged);
+
+impl Drop for SendEnds<'_> {
+    fn drop(&mut self) {
+        self.0.lock().sending = None;
+        self.0.ended.notify_all();
+    }
+}
+
+impl State {
+    fn new(content: Content, is_sized: bool) -> Self {
+        Self {
+            // From an empty file on.
+            is_sequential: is_sized && content.length() == 0,
+            content,
+            base: None,
+            base_mode: None,
+            is_sized,
+            is_changed: false,
+            was_changed: false,
+            is_unlinked: false,
+            mtime: None,
+            mode: None,
+            last_error: None,
+            is_promised: false,
+            is_append_only: true,
+            sender: None,
+            had_sender: false,
+            traces: Traces::default(),
+            sending: None,
+        }
+    }
+
+    fn is_dirty(&self) -> bool {
+        self.is_changed && !self.is_unlinked
+    }
+
+    /// A change of content: it ends a time set before it (utimensat, then write).
+    fn touch(&mut self) {
+        self.is_changed = true;
+        self.was_changed = true;
+        self.is_promised = false;
+        self.mtime = None;
     }
 
     /// Something before the end changes: what was sent is worth nothing.
@@ -266,290 +621,77 @@ impl Staged {
         self.sender = None;
     }
 
-    /// Cuts the file, or lengthens it with zeros.
-    pub(crate) fn truncate(&mut self, length: u64) -> Result<()> {
-        self.stop_sender();
-        self.local().set_len(length)?;
-        self.length = length;
-        self.is_filled = true;
-        if length == 0 {
-            self.is_sequential = true;
-            self.had_sender = false;
+    /// Begins to send to a name beside the file's. Failing costs nothing: the commit sends all.
+    fn send_ahead(&mut self, place: &Place<'_>) {
+        self.had_sender = true;
+        let length = self.content.length();
+        let started = self
+            .content
+            .reopen()
+            .map_err(Error::from)
+            .and_then(|file| Sender::start(place, file, length));
+        match started {
+            Ok(sender) => self.sender = Some(sender),
+            Err(error) => log::info!("{} is sent when it is closed: {error}", place.path),
         }
-        self.touch();
+    }
+
+    /// Writes down where the content belongs, and lets it be as it is from now on.
+    fn note(&mut self, pool: &Pool, path: &RemotePath, durability: Durability) -> Result<()> {
+        let base = self.base.filter(|_| !self.is_unlinked);
+        let mut note =
+            Note::new(pool.server_name(), path.as_bytes(), self.content.layout().clone())
+                .with_base(base)
+                .with_attributes(self.mode, self.mtime);
+        note.may_be_partly_there =
+            self.traces.may_be_partly_there || self.traces.appended_from.is_some();
+        note.write(self.content.path(), durability)?;
+        if let Some(older) = self.content.promised() {
+            journal::strike(older);
+        }
+        self.content.seal();
         Ok(())
     }
 
-    /// A change of content: it ends a time set before it (utimensat, then write).
-    fn touch(&mut self) {
-        self.is_dirty = true;
-        self.mtime = None;
-        self.show();
+    /// Without a note it is sent all the same, by this process.
+    fn note_or_warn(&mut self, pool: &Pool, path: &RemotePath, durability: Durability) {
+        if let Err(error) = self.note(pool, path, durability) {
+            log::warn!("no note of what is unsent, {}: {error}", self.content.path().display());
+        }
     }
 
-    /// A time or mode to be set once the content is on the server. True if it was taken: without
-    /// unsent content the server is told at once, by the caller.
-    pub(crate) fn set_mtime(&mut self, mtime: Timestamp) -> bool {
-        if self.is_dirty {
-            self.mtime = Some(mtime);
-            self.show();
+    fn strike(&self) {
+        journal::strike(self.content.path());
+        if let Some(older) = self.content.promised() {
+            journal::strike(older);
         }
-        self.is_dirty
     }
 
-    pub(crate) fn set_mode(&mut self, mode: u16) -> bool {
-        if self.is_dirty {
-            self.mode = Some(mode);
-        }
-        self.is_dirty
-    }
-
-    /// Fetches the content from the server, unless it is here. A connection lost on the way is
-    /// taken up again where it stopped, if the file is still the same.
-    pub(crate) fn fill(&mut self, pool: &Pool, path: &RemotePath, key: u64) -> Result<()> {
-        if self.is_filled {
-            return Ok(());
-        }
-        let version = self.base.unwrap_or(Version { size: None, mtime: None });
-        let mut reader = Reader::to_end(version);
-        let mut length = 0;
-        loop {
-            let block = reader.read(pool, path, key, length, FETCH_BLOCK)?;
-            if block.is_empty() {
-                break;
+    /// The server has everything.
+    fn settle(&mut self, job: &Job, sent: Sent) -> std::io::Result<Committed> {
+        self.strike();
+        self.is_changed = false;
+        self.is_promised = false;
+        self.is_append_only = true;
+        self.traces = Traces::default();
+        self.last_error = None;
+        let length = match sent.size {
+            // Others added to it too: what it is now only the server knows.
+            Some(size) if size != self.content.length() => {
+                self.content.forget(size)?;
+                size
             }
-            self.file.as_file().write_all_at(block, length)?;
-            length += block.len() as u64;
-        }
-        self.length = length;
-        self.is_filled = true;
-        self.is_sequential = false;
-        self.show();
-        Ok(())
-    }
-
-    /// Brings everything to the server; `None` when there was nothing to bring. After an error
-    /// the content is still here.
-    pub(crate) fn commit(&mut self, pool: &Pool, path: &RemotePath) -> Result<Option<Committed>> {
-        if !self.is_dirty() {
-            return Ok(None);
-        }
-        // Before the first byte, so that it is known where this belongs if the process is killed.
-        self.note(pool, path);
-        let sent = self.send(pool, path);
-        self.last_error = sent.as_ref().err().map(ToString::to_string);
-        sent?;
-        journal::strike(self.file.path());
-        self.is_dirty = false;
-        self.may_be_partly_there = false;
-        self.base = Some(Version { size: Some(self.length), mtime: None });
-        let committed = self.set_attributes(pool, path)?;
-        // As far as the server told it, so that what others change from now on is noticed.
-        self.base = Some(Version { size: Some(self.length), mtime: committed.mtime });
-        Ok(Some(committed))
-    }
-
-    fn send(&mut self, pool: &Pool, path: &RemotePath) -> Result<()> {
-        if let Some(sender) = self.sender.take() {
-            match self.finish_sender(pool, path, sender) {
-                Ok(()) => return Ok(()),
-                Err(error) => log::info!("{path} is sent again from its beginning: {error}"),
+            _ => {
+                self.content.settle();
+                self.content.length()
             }
-        }
-        if self.base.is_none() && !self.may_be_partly_there {
-            match self.store(pool, path, Before::Nothing) {
-                Err(error) if error.is_transient() => {
-                    // The server may go on writing what it has of this under its name: from now
-                    // on the file comes whole, by a rename.
-                    self.may_be_partly_there = true;
-                    log::warn!("upload of {path}: {error}; once more from the beginning");
-                }
-                result => return result,
-            }
-        }
-        match self.send_beside(pool, path) {
-            Err(error) if error.is_transient() => {
-                log::warn!("upload of {path}: {error}; once more from the beginning");
-                self.send_beside(pool, path)
-            }
-            result => result,
-        }
-    }
-
-    /// To a new name in the same directory, and from there by a rename.
-    fn send_beside(&mut self, pool: &Pool, path: &RemotePath) -> Result<()> {
-        let beside = beside(path)?;
-        match self.store(pool, &beside, Before::Nothing) {
-            Ok(()) => {}
-            // No new names in this folder: the file itself is all there is to write to.
-            Err(Error::Denied(text)) => {
-                log::warn!("{path} is replaced in place, not by a rename: {text}");
-                return self.store(pool, path, Before::Something);
-            }
-            Err(error) => {
-                remove_quietly(pool, &beside);
-                return Err(error);
-            }
-        }
-        replace(pool, &beside, path).inspect_err(|_| remove_quietly(pool, &beside))
-    }
-
-    /// Was it tried to send it under its own name, without success?
-    pub(crate) fn may_be_partly_there(&self) -> bool {
-        self.may_be_partly_there
-    }
-
-    /// What was sent ahead becomes the file. The writer may go on after this (fsync): what is added
-    /// then is sent with everything before it.
-    fn finish_sender(&mut self, pool: &Pool, path: &RemotePath, sender: Sender) -> Result<()> {
-        self.is_sequential = false;
-        let beside = sender.path().clone();
-        sender.finish(self.length)?;
-        self.check(pool, &beside)
-            .and_then(|()| replace(pool, &beside, path))
-            .inspect_err(|_| remove_quietly(pool, &beside))
-    }
-
-    /// STOR, and the question whether all of it arrived.
-    fn store(&mut self, pool: &Pool, path: &RemotePath, before: Before) -> Result<()> {
-        pool.upload(path, self.local(), self.length, before)?;
-        self.check(pool, path)
-    }
-
-    /// Asks whether every byte arrived: a proxy or NAT that ends the data connection properly, but
-    /// too early, leaves the server with a part and a good conscience (226). One round trip.
-    fn check(&mut self, pool: &Pool, path: &RemotePath) -> Result<()> {
-        self.sent_mtime = None;
-        if self.length == 0 {
-            return Ok(());
-        }
-        match pool.ask(|session| session.size_and_time(path)) {
-            Ok((Some(size), _)) if size != self.length => Err(Error::Io(format!(
-                "the server has {size} bytes of {path}, {} were sent",
-                self.length
-            ))),
-            Ok((_, mtime)) => {
-                self.sent_mtime = mtime;
-                Ok(())
-            }
-            // A server or folder that tells no sizes (write-only drop boxes): 226 must do.
-            Err(ftp::Error::Refused(_)) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Times and bits that programs set while the content was still here. The content is safe, so
-    /// that a refusal here is only worth a warning: `cp -p` checks for itself.
-    fn set_attributes(&mut self, pool: &Pool, path: &RemotePath) -> Result<Committed> {
-        let mut committed = Committed {
-            length: self.length,
-            mtime: self.sent_mtime,
-            mtime_to_remember: None,
-            mode: None,
-            mode_to_remember: None,
-            was_sent: true,
         };
-        // A replaced file keeps its bits; 0644 is what servers give to new files.
-        let kept = self.base_mode.filter(|mode| *mode != 0o644);
-        if let Some(mode) = self.mode.take().or(kept) {
-            match pool.ask(|session| session.set_mode(path, mode)) {
-                Ok(true) => committed.mode = Some(mode),
-                Ok(false) | Err(ftp::Error::Refused(_)) => committed.mode_to_remember = Some(mode),
-                Err(error) => return Err(error.into()),
-            }
-            self.base_mode = Some(mode);
-        }
-        // After the bits, as some servers count a change of bits as a change of the file.
-        if let Some(mtime) = self.mtime.take() {
-            match pool.ask(|session| session.set_modified(path, mtime.seconds)) {
-                Ok(true) => committed.mtime = Some(mtime),
-                Ok(false) | Err(ftp::Error::Refused(_)) => {
-                    committed.mtime_to_remember = Some(mtime);
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        // The time is the server's from now on.
-        self.show();
+        let committed = Committed::new(job, &sent, length);
+        self.mode = None;
+        self.mtime = None;
+        self.base_mode = sent.mode.or(self.base_mode);
+        // As far as the server told it, so that what others change from now on is noticed.
+        self.base = Some(Version { size: Some(length), mtime: committed.mtime });
         Ok(committed)
-    }
-
-    fn local(&self) -> &File {
-        self.file.as_file()
-    }
-}
-
-/// The names that ftpfs gives to files that nobody should see begin like this.
-pub(crate) const OWN_PREFIX: &[u8] = b".ftpfs-";
-
-/// A new name in the same directory.
-pub(crate) fn beside(path: &RemotePath) -> Result<RemotePath> {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    // The process and the time make it differ from what another mount, or a crash, left.
-    let nanos = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| since.as_nanos() as u64);
-    let pid = std::process::id();
-    let name = format!("{}{pid:x}-{nanos:x}-{count:x}~", String::from_utf8_lossy(OWN_PREFIX));
-    let parent = path.parent().ok_or(Error::Invalid)?;
-    Ok(parent.join(name.as_bytes())?)
-}
-
-/// Renames `from` over the existing `to`. Where the server refuses to (IIS, FileZilla Server: 550
-/// or 553), the old file is moved aside first and comes back if the second step fails.
-pub(crate) fn replace(pool: &Pool, from: &RemotePath, to: &RemotePath) -> Result<()> {
-    if pool.renames_over() && move_once(pool, from, to)?.is_ok() {
-        return Ok(());
-    }
-    let aside = beside(to)?;
-    // If it is refused there is nothing to move, or nothing that may be moved: the next step tells.
-    let had_old = move_once(pool, to, &aside)?.is_ok();
-    match move_once(pool, from, to) {
-        Ok(Ok(())) => {
-            if had_old {
-                pool.learn_renames_over(false);
-                remove_quietly(pool, &aside);
-            }
-            Ok(())
-        }
-        failed => {
-            if had_old && !matches!(move_once(pool, &aside, to), Ok(Ok(()))) {
-                log::error!("{to} is now called {aside}: it could not be renamed back");
-            }
-            failed?.map_err(|reply| ftp::Error::Refused(reply).into())
-        }
-    }
-}
-
-/// Renames; the inner error is the server's refusal. A refusal of a second try, after the first one's
-/// reply was lost, may come from the first one's success: then a look tells.
-pub(crate) fn move_once(
-    pool: &Pool,
-    from: &RemotePath,
-    to: &RemotePath,
-) -> Result<std::result::Result<(), Reply>> {
-    let (result, was_tried_twice) = pool.ask_noting(|session| session.rename(from, to));
-    match result {
-        Ok(()) => Ok(Ok(())),
-        Err(ftp::Error::Refused(reply)) => {
-            let is_done = was_tried_twice && !is_there(pool, from)? && is_there(pool, to)?;
-            Ok(if is_done { Ok(()) } else { Err(reply) })
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// By the directory's listing, which alone proves absence.
-fn is_there(pool: &Pool, path: &RemotePath) -> Result<bool> {
-    let (Some(parent), Some(name)) = (path.parent(), path.name()) else { return Ok(true) };
-    let entries = pool.ask(|session| session.list(&parent))?;
-    Ok(entries.iter().any(|entry| entry.name.as_ref() == name))
-}
-
-/// Removes a file of our own; one that stays behind is only clutter.
-pub(crate) fn remove_quietly(pool: &Pool, path: &RemotePath) {
-    if let Err(error) = pool.ask(|session| session.remove_file(path)) {
-        log::info!("{path} could not be removed: {error}");
     }
 }

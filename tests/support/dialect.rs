@@ -80,6 +80,8 @@ pub struct Dialect {
     pub rest: Rest,
     pub appe: bool,
     pub rename_over: RenameOver,
+    /// Commands that came with an upload are answered before it is over (pyftpdlib).
+    pub answers_at_once: bool,
     /// The reply to a complete upload: 226, or 250 as RFC 959 also allows.
     pub stored: u16,
     /// The reply to a MKD: 257, or 250.
@@ -287,6 +289,7 @@ impl Dialect {
             rest: Rest::Works,
             appe: true,
             rename_over: RenameOver::Allowed,
+            answers_at_once: false,
             stored: 226,
             made: 257,
             made_before: 550,
@@ -350,6 +353,7 @@ impl Dialect {
         Dialect {
             greeting: vec!["pyftpdlib 1.5.7 ready."],
             voice: Voice::Pyftpdlib,
+            answers_at_once: true,
             utf8_only: true,
             mlsd: Mlsd::Works,
             facts: &[Fact::Type, Fact::Perm, Fact::Size, Fact::Modify, Fact::Unique],

@@ -64,6 +64,9 @@ pub struct Line {
 pub struct Command {
     /// Which session sent it, counted from 1.
     pub session: u64,
+    /// Which segment of that session brought it, counted from 1: commands of one number came
+    /// together.
+    pub segment: u64,
     /// In capitals.
     pub verb: String,
     /// The whole line, bytes outside ASCII and backslashes escaped, the

@@ -42,13 +42,28 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 impl Server {
     /// Serves an empty tree in memory.
     pub fn start(dialect: Dialect) -> Server {
+        Server::start_at(dialect, Ipv4Addr::LOCALHOST)
+    }
+
+    /// The same on another address of the loopback. Each has its own ports, of which a minute of
+    /// short connections uses up more than there are (TIME_WAIT).
+    pub fn start_at(dialect: Dialect, address: Ipv4Addr) -> Server {
         let storage = Storage::memory(unix_now() + dialect.clock_skew);
-        Server::bind(dialect, storage, 0).unwrap()
+        Server::bind_at(dialect, storage, address, 0).unwrap()
     }
 
     /// Serves `storage` on `port`; 0 takes a free one.
     pub fn bind(dialect: Dialect, storage: Storage, port: u16) -> io::Result<Server> {
-        let (listener, address) = listen(port)?;
+        Server::bind_at(dialect, storage, Ipv4Addr::LOCALHOST, port)
+    }
+
+    fn bind_at(
+        dialect: Dialect,
+        storage: Storage,
+        address: Ipv4Addr,
+        port: u16,
+    ) -> io::Result<Server> {
+        let (listener, address) = listen(address, port)?;
         let listener = Arc::new(listener);
         let hub = Arc::new(Hub::new(dialect, storage));
         let acceptor = {
@@ -356,11 +371,11 @@ const BACKLOG: i32 = 256;
 /// A listening socket that can stop listening and keep its port. Linux gives
 /// up a port it chose itself when the socket stops listening, hence the
 /// second socket that asks for that port by number.
-fn listen(port: u16) -> io::Result<(Socket, SocketAddr)> {
+fn listen(address: Ipv4Addr, port: u16) -> io::Result<(Socket, SocketAddr)> {
     let bound = |port: u16| -> io::Result<Socket> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
-        socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into())?;
+        socket.bind(&SocketAddr::from((address, port)).into())?;
         Ok(socket)
     };
     let chosen = bound(port)?;

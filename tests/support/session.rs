@@ -200,6 +200,19 @@ impl Session {
         }
     }
 
+    /// Carries out what came with a transfer while that is still going on.
+    pub fn answer_at_once(&mut self) -> Result<(), Gone> {
+        let id = self.id;
+        loop {
+            let next = self.hub.change(|state| state.lines.get_mut(&id)?.inbox.pop_front());
+            let Some(received) = next else { return Ok(()) };
+            let (verb, argument) = split_command(&received.line);
+            if self.struck(&verb)? {
+                self.carry_out(&verb, &argument)?;
+            }
+        }
+    }
+
     /// The transfer that an ABOR was for is over.
     fn abort_seen(&self) {
         self.hub.change(|state| {
@@ -343,8 +356,12 @@ fn split_command(line: &[u8]) -> (String, Vec<u8>) {
 fn read_lines(hub: &Hub, id: u64, control: &TcpStream, telnet: bool) {
     let mut input = BufReader::new(control);
     let mut raw = Vec::new();
+    let mut segment = 0;
     loop {
         raw.clear();
+        if input.buffer().is_empty() {
+            segment += 1;
+        }
         match read_line(&mut input, &mut raw) {
             Ok(true) => {}
             Ok(false) | Err(_) => break,
@@ -353,7 +370,7 @@ fn read_lines(hub: &Hub, id: u64, control: &TcpStream, telnet: bool) {
         let (verb, _) = split_command(&line);
         hub.change(|state| {
             let text = if verb == "PASS" { "PASS ***".to_string() } else { printable(&line) };
-            state.commands.push(Command { session: id, verb: verb.clone(), line: text });
+            state.commands.push(Command { session: id, segment, verb: verb.clone(), line: text });
             let Some(entry) = state.lines.get_mut(&id) else { return };
             entry.inbox.push_back(Received { line, at: Instant::now() });
             if verb == "ABOR" {

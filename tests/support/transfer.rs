@@ -84,6 +84,8 @@ impl Way {
     /// A listening socket on `local`, known to the hub so that it can be woken.
     pub fn passive(hub: &Hub, session: u64, local: IpAddr) -> io::Result<(Way, u16)> {
         let socket = Socket::new(Domain::for_address((local, 0).into()), Type::STREAM, None)?;
+        // What is left of it for a minute (TIME_WAIT) must not keep others from its port.
+        socket.set_reuse_address(true)?;
         socket.bind(&SocketAddr::from((local, 0)).into())?;
         // Two: a stranger's connection must not keep the client's out.
         socket.listen(2)?;

@@ -122,6 +122,9 @@ impl Session {
         };
         self.hub.touch();
         let Some(mut data) = self.open_data("Ok to send data.")? else { return Ok(()) };
+        if self.dialect.answers_at_once {
+            self.answer_at_once()?;
+        }
         let hub = self.hub.clone();
         let finish = data.receive(|bytes| {
             content.write_at(offset, bytes, hub.now())?;

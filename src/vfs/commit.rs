@@ -1,0 +1,527 @@
+//! How the content of a file gets to the server: the least that must be sent, never over what
+//! others changed, and never half over what was whole.
+
+use std::ops::Range;
+
+use super::attr::Version;
+use super::content::Delta;
+use super::error::{Error, Result};
+use super::journal::Purpose;
+use super::names::conflict_name;
+use super::policy::{OnConflict, UploadMode, WritePolicy};
+use super::replace::{beside, remove_quietly, replace, replace_by_turns};
+use super::sender::Sender;
+use super::staging::{Job, Place, SEND_AHEAD_FROM, Staged};
+use crate::ftp::{
+    self, Guard, Look, Placement, RemotePath, Renamed, Store, StoreOutcome, Stored, TailHabit,
+    Timestamp,
+};
+
+/// Below this size a file is sent whole rather than patched in place: the whole then takes no
+/// longer than the patch, and a whole is replaced at one moment.
+const PATCH_FROM: u64 = 256 * 1024;
+
+/// What a commit changed on the server.
+#[derive(Clone, Debug)]
+pub(crate) struct Committed {
+    pub(crate) length: u64,
+    /// As the server told it, or took it.
+    pub(crate) mtime: Option<Timestamp>,
+    /// A program set it, but the server takes no times.
+    pub(crate) mtime_to_remember: Option<Timestamp>,
+    pub(crate) mode: Option<u16>,
+    pub(crate) mode_to_remember: Option<u16>,
+    /// The name it got, as its own was taken by somebody else meanwhile.
+    pub(crate) conflict: Option<Box<[u8]>>,
+}
+
+impl Committed {
+    pub(crate) fn new(job: &Job, sent: &Sent, length: u64) -> Self {
+        let mtime_was_set = sent.mtime_was_set;
+        Self {
+            length,
+            mtime: if mtime_was_set { job.mtime } else { sent.mtime },
+            mtime_to_remember: job.mtime.filter(|_| !mtime_was_set),
+            mode: sent.mode,
+            mode_to_remember: job.wanted_mode().filter(|_| sent.mode.is_none()),
+            conflict: sent.conflict.clone(),
+        }
+    }
+}
+
+/// What the server has of it now.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sent {
+    pub(crate) size: Option<u64>,
+    pub(crate) mtime: Option<Timestamp>,
+    /// The wished time is the server's.
+    pub(crate) mtime_was_set: bool,
+    /// The bits that it took.
+    pub(crate) mode: Option<u16>,
+    pub(crate) conflict: Option<Box<[u8]>>,
+}
+
+impl Job {
+    /// What programs asked for; 0644 is what servers give to new files.
+    fn wanted_mode(&self) -> Option<u16> {
+        self.mode.or(self.base_mode.filter(|mode| *mode != 0o644))
+    }
+
+    fn length(&self) -> u64 {
+        self.layout.length
+    }
+}
+
+/// One commit.
+pub(crate) struct Errand<'a> {
+    pub(crate) staged: &'a Staged,
+    pub(crate) place: &'a Place<'a>,
+    pub(crate) policy: &'a WritePolicy,
+    pub(crate) job: &'a mut Job,
+    pub(crate) is_cancelled: &'a dyn Fn() -> bool,
+}
+
+/// The guard said no.
+struct Conflict;
+
+/// What an attempt came to: what the server has now, or that others changed it.
+type Attempt = Result<std::result::Result<Sent, Conflict>>;
+
+impl Errand<'_> {
+    /// Once more from the beginning if a connection was lost, but not what was refused for a
+    /// reason, and not after a time-out, as the caller has waited long enough.
+    pub(crate) fn run(mut self) -> Result<Sent> {
+        let attempt = match self.attempt() {
+            Err(error) if error.is_transient() && !(self.is_cancelled)() => {
+                log::warn!("upload of {}: {error}; once more", self.place.path);
+                self.attempt()
+            }
+            result => result,
+        };
+        match attempt? {
+            Ok(sent) => Ok(sent),
+            Err(Conflict) => self.resolve(),
+        }
+    }
+
+    fn attempt(&mut self) -> Attempt {
+        if let Some(sender) = self.job.sender.take() {
+            match self.finish_sender(sender) {
+                Err(error) if !(self.is_cancelled)() => {
+                    log::info!("{} is sent again from its beginning: {error}", self.place.path);
+                }
+                result => return result,
+            }
+        }
+        if self.job.base.is_none() && !self.job.traces.may_be_partly_there {
+            return self.store_new();
+        }
+        if self.policy.upload == UploadMode::Safe && self.job.base.is_some() {
+            match self.job.layout.delta() {
+                Delta::Nothing => return self.set_attributes(),
+                Delta::Append { from } if self.may_append(from) => return self.append(from),
+                Delta::Cut if self.may_cut()? => return self.cut(),
+                Delta::Patch(ranges) if self.may_patch()? => return self.patch(&ranges),
+                _ => {}
+            }
+        }
+        self.store_whole()
+    }
+
+    /// Under its own name, where nothing is; in `SafeAll` beside it.
+    fn store_new(&mut self) -> Attempt {
+        if self.policy.upload == UploadMode::SafeAll {
+            return self.store_beside();
+        }
+        let length = self.job.length();
+        let stored = self.store(self.place.path, Placement::Whole, 0..length);
+        if let Err(error) = &stored
+            && !matches!(error, Error::Denied(_))
+        {
+            // The server may go on writing what it has of this under its name: from now on the
+            // file comes whole, by a rename.
+            self.job.traces.may_be_partly_there = true;
+        }
+        stored
+    }
+
+    fn store_whole(&mut self) -> Attempt {
+        if self.policy.upload == UploadMode::Direct {
+            self.fetch_missing()?;
+            return self.store_in_place();
+        }
+        let missing: u64 = self.job.layout.missing().iter().map(|gap| gap.end - gap.start).sum();
+        // With two connections one fetches while the other sends.
+        if missing >= SEND_AHEAD_FROM && self.place.pool.snapshot().limit > 1 {
+            let sender = Sender::start(
+                self.place,
+                self.job.file.try_clone()?,
+                self.job.layout.present.prefix(),
+            )?;
+            self.fetch_and(|prefix| sender.advance(prefix))?;
+            match self.finish_sender(sender) {
+                Err(error) if !(self.is_cancelled)() => {
+                    log::info!("{} is sent from the local copy: {error}", self.place.path);
+                }
+                result => return result,
+            }
+        }
+        self.fetch_missing()?;
+        self.store_beside()
+    }
+
+    fn store_in_place(&mut self) -> Attempt {
+        self.job.traces.may_be_partly_there = true;
+        self.store(self.place.path, Placement::Whole, 0..self.job.length())
+    }
+
+    /// To a new name in the same directory, and from there by a rename.
+    fn store_beside(&mut self) -> Attempt {
+        let beside = beside(self.place.path)?;
+        let _mark = self.place.marks.set(Purpose::Scratch, &beside, self.place.path);
+        let agrees = |look: &Look| self.agrees(look);
+        let store = Store {
+            mode: self.job.wanted_mode(),
+            rename_to: self.place.pool.renames_over().then_some(self.place.path),
+            guard: self.guard(&agrees),
+            ..self.plain_store(&beside, Placement::Whole, 0..self.job.length())
+        };
+        match self.place.pool.store(&store).map_err(Error::from) {
+            Ok(StoreOutcome::Guarded(_)) => Ok(Err(Conflict)),
+            Ok(StoreOutcome::Done(stored)) => {
+                if let Err(error) = self.put_in_place(&beside, &stored.renamed) {
+                    remove_quietly(self.place.pool, &beside);
+                    return match error {
+                        Error::Denied(text) => self.fall_back(&text),
+                        error => Err(error),
+                    };
+                }
+                Ok(Ok(self.sent(&stored)))
+            }
+            // No new names in this folder: the file itself is all there is to write to.
+            Err(Error::Denied(text)) => self.fall_back(&text),
+            Err(error) => {
+                remove_quietly(self.place.pool, &beside);
+                Err(error)
+            }
+        }
+    }
+
+    /// What is left to do after the upload's own attempt to rename.
+    fn put_in_place(&self, beside: &RemotePath, renamed: &Renamed) -> Result<()> {
+        let Place { pool, marks, path, .. } = self.place;
+        match renamed {
+            Renamed::Done => Ok(()),
+            Renamed::NotAsked => replace(pool, marks, beside, path),
+            Renamed::Refused(_) => replace_by_turns(pool, marks, beside, path),
+        }
+    }
+
+    fn fall_back(&mut self, why: &str) -> Attempt {
+        if self.place.pool.note_in_place() {
+            log::warn!(
+                "{} is replaced in place, not by a rename (said once): {why}",
+                self.place.path
+            );
+        }
+        self.store_in_place()
+    }
+
+    /// What was sent ahead becomes the file.
+    fn finish_sender(&mut self, sender: Sender) -> Attempt {
+        let Place { pool, marks, path, .. } = self.place;
+        let beside = sender.path().clone();
+        let length = self.job.length();
+        let (stored, _mark) = sender.finish(length, self.is_cancelled)?;
+        let finish = || -> Attempt {
+            check_size(&stored, length)?;
+            let stored = self.with_attributes(&beside, stored, self.job.wanted_mode())?;
+            if self.policy.on_conflict != OnConflict::Overwrite && !self.agrees(&pool.look(path)?) {
+                return Ok(Err(Conflict));
+            }
+            replace(pool, marks, &beside, path)?;
+            Ok(Ok(self.sent(&stored)))
+        };
+        let finished = finish();
+        if !matches!(finished, Ok(Ok(_))) {
+            remove_quietly(pool, &beside);
+        }
+        finished
+    }
+
+    fn may_append(&self, from: u64) -> bool {
+        self.place.pool.appends() && (from > 0 || self.job.length() > 0)
+    }
+
+    /// APPE of what is new, at an end that is where it was. A part of it that an attempt before
+    /// this one left there is not sent again.
+    fn append(&mut self, from: u64) -> Attempt {
+        let length = self.job.length();
+        let is_retried = self.job.traces.appended_from.is_some();
+        self.job.traces.appended_from = Some(from);
+        let is_end = |look: &Look| !is_retried && size_of(look) == Some(from) && self.agrees(look);
+        let look = match self.append_if(from, &is_end) {
+            Ok(StoreOutcome::Done(stored)) => return Ok(Ok(self.sent(&stored))),
+            Ok(StoreOutcome::Guarded(look)) => look,
+            Err(ftp::Error::Refused(reply)) if reply.is_unknown_command() => {
+                return self.store_instead_of_append();
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let Some(there) = size_of(&look) else { return self.store_instead_of_append() };
+        let begin = match there {
+            _ if is_retried && (from..=length).contains(&there) => there,
+            // O_APPEND means: behind whatever others appended.
+            _ if self.job.is_append_only && there > from => from,
+            _ if self.policy.on_conflict == OnConflict::Overwrite => {
+                return self.store_instead_of_append();
+            }
+            _ => return Ok(Err(Conflict)),
+        };
+        match self.append_if(begin, &|look| size_of(look) == Some(there))? {
+            StoreOutcome::Guarded(_) => Ok(Err(Conflict)),
+            StoreOutcome::Done(stored) => {
+                let size = Some(there + (length - begin));
+                Ok(Ok(Sent { size, ..self.sent(&stored) }))
+            }
+        }
+    }
+
+    fn append_if(
+        &self,
+        begin: u64,
+        agrees: &dyn Fn(&Look) -> bool,
+    ) -> std::result::Result<StoreOutcome, ftp::Error> {
+        let path = self.place.path;
+        self.place.pool.store(&Store {
+            guard: Some((path, agrees)),
+            mode: self.job.mode,
+            ..self.plain_store(path, Placement::Append, begin..self.job.length())
+        })
+    }
+
+    fn store_instead_of_append(&mut self) -> Attempt {
+        self.job.traces.appended_from = None;
+        self.store_whole()
+    }
+
+    fn may_patch(&self) -> Result<bool> {
+        let is_wanted = self.policy.patch_in_place && self.job.length() >= PATCH_FROM;
+        Ok(is_wanted && self.tail()? == TailHabit::Keeps)
+    }
+
+    fn may_cut(&self) -> Result<bool> {
+        Ok(self.job.length() >= PATCH_FROM && self.tail()? == TailHabit::Cuts)
+    }
+
+    fn tail(&self) -> Result<TailHabit> {
+        let scratch = beside(self.place.path)?;
+        let _mark = self.place.marks.set(Purpose::Scratch, &scratch, self.place.path);
+        Ok(self.place.pool.tail_habit(&scratch)?)
+    }
+
+    /// Each changed range over the old bytes.
+    fn patch(&mut self, ranges: &[Range<u64>]) -> Attempt {
+        let (path, pool) = (self.place.path, self.place.pool);
+        if !self.job.traces.may_be_partly_there
+            && self.policy.on_conflict != OnConflict::Overwrite
+            && !self.agrees(&pool.look(path)?)
+        {
+            return Ok(Err(Conflict));
+        }
+        self.job.traces.may_be_partly_there = true;
+        let mut size = self.job.layout.base_length;
+        let mut last = None;
+        for (index, range) in ranges.iter().enumerate() {
+            let is_last = index + 1 == ranges.len();
+            size = size.max(range.end);
+            let store = Store {
+                mode: self.job.mode.filter(|_| is_last),
+                mtime: self.job.mtime.map(|time| time.seconds).filter(|_| is_last),
+                ..self.plain_store(path, Placement::At(range.start), range.clone())
+            };
+            match pool.store(&store)? {
+                StoreOutcome::Guarded(_) => return Ok(Err(Conflict)),
+                StoreOutcome::Done(stored) => {
+                    check_size(&stored, size)?;
+                    last = Some(stored);
+                }
+            }
+        }
+        let stored = last.ok_or(Error::Invalid)?;
+        Ok(Ok(self.sent(&stored)))
+    }
+
+    /// The end goes: nothing, stored at the new length.
+    fn cut(&mut self) -> Attempt {
+        let length = self.job.length();
+        let agrees = |look: &Look| self.agrees(look);
+        let store = Store {
+            guard: self.guard(&agrees),
+            mode: self.job.mode,
+            ..self.plain_store(self.place.path, Placement::At(length), length..length)
+        };
+        match self.place.pool.store(&store)? {
+            StoreOutcome::Guarded(_) => Ok(Err(Conflict)),
+            StoreOutcome::Done(stored) => {
+                check_size(&stored, length)?;
+                Ok(Ok(self.sent(&stored)))
+            }
+        }
+    }
+
+    /// The content is the server's already: only what programs set.
+    fn set_attributes(&mut self) -> Attempt {
+        let size = Some(self.job.length());
+        let (mode_set, mtime_set, renamed) = (false, false, Renamed::NotAsked);
+        let stored = Stored { size, mtime: None, mode_set, mtime_set, renamed };
+        let stored = self.with_attributes(self.place.path, stored, self.job.mode)?;
+        Ok(Ok(self.sent(&stored)))
+    }
+
+    /// Sets what programs asked for; what the server refuses is no failure of the upload.
+    fn with_attributes(
+        &self,
+        path: &RemotePath,
+        stored: Stored,
+        mode: Option<u16>,
+    ) -> Result<Stored> {
+        let pool = self.place.pool;
+        let mode_set = match mode {
+            Some(mode) => unless_refused(pool.ask(|session| session.set_mode(path, mode)))?,
+            None => false,
+        };
+        // After the bits, as some servers count a change of bits as a change of the file.
+        let mtime_set = match self.job.mtime {
+            Some(time) => {
+                unless_refused(pool.ask(|session| session.set_modified(path, time.seconds)))?
+            }
+            None => false,
+        };
+        Ok(Stored { mode_set, mtime_set, ..stored })
+    }
+
+    /// Others changed the file since it was opened.
+    fn resolve(&mut self) -> Result<Sent> {
+        let path = self.place.path;
+        let stale = |what: &str| Err(Error::Stale(format!("{path} was changed by others; {what}")));
+        if self.policy.on_conflict == OnConflict::Error {
+            return stale("ours is kept here");
+        }
+        if !self.job.layout.missing().is_empty() {
+            return stale("what was written to it is kept here");
+        }
+        let (Some(parent), Some(name)) = (path.parent(), path.name()) else {
+            return stale("ours is kept here");
+        };
+        let name = conflict_name(name, "conflict");
+        let copy = parent.join(&name)?;
+        self.job.traces.may_be_partly_there = false;
+        self.job.base = None;
+        match self.store(&copy, Placement::Whole, 0..self.job.length())? {
+            Ok(sent) => {
+                log::warn!("{path} was changed by others since it was opened: ours is {copy}");
+                Ok(Sent { conflict: Some(name.into()), ..sent })
+            }
+            Err(Conflict) => stale("and so is the name of the copy"),
+        }
+    }
+
+    fn store(&self, path: &RemotePath, placement: Placement, range: Range<u64>) -> Attempt {
+        let agrees = |look: &Look| self.agrees(look);
+        let guard = self.guard(&agrees).map(|(_, agrees)| (path, agrees));
+        let store = Store {
+            mode: self.job.wanted_mode(),
+            guard,
+            ..self.plain_store(path, placement, range)
+        };
+        match self.place.pool.store(&store)? {
+            StoreOutcome::Guarded(_) => Ok(Err(Conflict)),
+            StoreOutcome::Done(stored) => Ok(Ok(self.sent(&stored))),
+        }
+    }
+
+    fn plain_store<'s>(
+        &'s self,
+        path: &'s RemotePath,
+        placement: Placement,
+        range: Range<u64>,
+    ) -> Store<'s> {
+        Store {
+            path,
+            file: &self.job.file,
+            range,
+            placement,
+            guard: None,
+            mode: None,
+            mtime: self.job.mtime.map(|time| time.seconds),
+            rename_to: None,
+            is_cancelled: self.is_cancelled,
+        }
+    }
+
+    fn guard<'g>(&'g self, agrees: &'g dyn Fn(&Look) -> bool) -> Option<Guard<'g>> {
+        let is_wanted = self.policy.on_conflict != OnConflict::Overwrite;
+        is_wanted.then_some((self.place.path, agrees))
+    }
+
+    /// Is what is there what we know, so that nothing of others is lost?
+    fn agrees(&self, look: &Look) -> bool {
+        match (look, self.job.base) {
+            // A part of ours, from an attempt before this one.
+            _ if self.job.traces.may_be_partly_there => true,
+            // Whoever removed it lost it already.
+            (Look::Absent | Look::Unknown, _) => true,
+            (Look::There(_), None) => false,
+            (Look::There(stat), Some(base)) => base.agrees_with(&Version::of_stat(stat)),
+        }
+    }
+
+    fn sent(&self, stored: &Stored) -> Sent {
+        Sent {
+            size: stored.size,
+            mtime: stored.mtime,
+            mtime_was_set: stored.mtime_set,
+            mode: self.job.wanted_mode().filter(|_| stored.mode_set),
+            conflict: None,
+        }
+    }
+
+    fn fetch_missing(&mut self) -> Result<()> {
+        self.fetch_and(|_| {})
+    }
+
+    /// Fetches what only the server has; `told` hears up to where all is here.
+    fn fetch_and(&mut self, told: impl Fn(u64)) -> Result<()> {
+        while let Some(gap) = self.job.layout.missing().into_iter().next() {
+            if (self.is_cancelled)() {
+                return Err(ftp::Error::Cancelled.into());
+            }
+            self.staged.fetch(self.place, gap)?;
+            self.job.layout = self.staged.layout();
+            told(self.job.layout.present.prefix());
+        }
+        Ok(())
+    }
+}
+
+fn size_of(look: &Look) -> Option<u64> {
+    match look {
+        Look::There(stat) => stat.size,
+        Look::Absent | Look::Unknown => None,
+    }
+}
+
+fn check_size(stored: &Stored, wanted: u64) -> Result<()> {
+    match stored.size {
+        Some(has) if has != wanted => Err(ftp::Error::WrongSize { has, wanted }.into()),
+        _ => Ok(()),
+    }
+}
+
+fn unless_refused(done: std::result::Result<bool, ftp::Error>) -> Result<bool> {
+    match done {
+        Err(ftp::Error::Refused(_)) => Ok(false),
+        result => Ok(result?),
+    }
+}

@@ -1,0 +1,395 @@
+//! How files get to the server: the least is sent, nothing over what others changed, and what is
+//! promised here survives.
+
+use std::time::Duration;
+
+use ftpfs::ftp::Pool;
+use ftpfs::vfs::{OnConflict, UploadMode, Vfs, WritePolicy};
+
+use crate::drivers::{Direct, Driver, Fail, How, options, target};
+use crate::support::dialect::{Dialect, RenameOver};
+use crate::support::faults::{Fault, What};
+use crate::support::server::{PATIENCE, Server};
+
+const LONG: Duration = Duration::from_secs(600);
+
+/// A file too large to be sent whole for a change in its middle.
+const BIG: usize = 600_000;
+
+fn mount(server: &Server, writing: WritePolicy) -> Direct {
+    let staging = tempfile::tempdir().unwrap();
+    mount_in(server, staging, writing)
+}
+
+fn mount_in(server: &Server, staging: tempfile::TempDir, writing: WritePolicy) -> Direct {
+    let pool = Pool::open(target(server, 3)).unwrap();
+    let options = ftpfs::vfs::Options { writing, ..options(LONG, staging.path()) };
+    Direct { vfs: Vfs::new(pool, options).unwrap(), staging }
+}
+
+fn start(dialect: Dialect, writing: WritePolicy) -> (Server, Direct) {
+    let server = Server::start(dialect);
+    server.put("/f", "content");
+    server.put("/big", big());
+    server.mkdir("/dir");
+    let fs = mount(&server, writing);
+    fs.names(b"").unwrap();
+    server.clear_commands();
+    (server, fs)
+}
+
+fn big() -> Vec<u8> {
+    (0..BIG).map(|index| (index * 7 % 251) as u8).collect()
+}
+
+fn update(fs: &Direct, path: &[u8], offset: u64, bytes: &[u8]) -> Result<(), Fail> {
+    let mut file = fs.open(path, How::UPDATE)?;
+    file.write_at(offset, bytes)?;
+    file.close()
+}
+
+#[test]
+fn what_is_appended_is_all_that_is_sent() {
+    for dialect in [Dialect::proftpd(), Dialect::vsftpd()] {
+        let (server, fs) = start(dialect, WritePolicy::default());
+        let mut file = fs.open(b"big", How::APPEND).unwrap();
+        file.write_at(0, b"and more").unwrap();
+        file.close().unwrap();
+        assert_eq!(server.get("/big").unwrap(), [&big()[..], b"and more"].concat());
+        assert_eq!((server.count("APPE"), server.count("STOR"), server.count("RETR")), (1, 0, 0));
+        assert_eq!(fs.stat(b"big").unwrap().size, BIG as u64 + 8);
+        assert_eq!(&fs.read(b"big").unwrap()[BIG..], b"and more");
+    }
+}
+
+#[test]
+fn a_server_without_appe_gets_the_whole() {
+    let dialect = Dialect { appe: false, ..Dialect::proftpd() };
+    let (server, fs) = start(dialect, WritePolicy::default());
+    update(&fs, b"f", 7, b" and more").unwrap();
+    assert_eq!(server.get("/f").unwrap(), b"content and more");
+}
+
+#[test]
+fn an_append_that_was_cut_is_completed() {
+    let (server, fs) = start(Dialect::proftpd(), WritePolicy::default());
+    server.fault_once("APPE", What::ResetAfter(100_000));
+    let more = vec![b'x'; 400_000];
+    update(&fs, b"big", BIG as u64, &more).unwrap();
+    assert_eq!(server.get("/big").unwrap(), [big(), more].concat());
+}
+
+#[test]
+fn whoever_appends_comes_behind_what_others_appended() {
+    let (server, fs) = start(Dialect::proftpd(), WritePolicy::default());
+    let mut file = fs.open(b"f", How::APPEND).unwrap();
+    file.write_at(0, b" ours").unwrap();
+    server.put("/f", "content theirs");
+    file.close().unwrap();
+    assert_eq!(server.get("/f").unwrap(), b"content theirs ours");
+    assert_eq!(fs.read(b"f").unwrap(), b"content theirs ours");
+}
+
+#[test]
+fn opening_for_writing_fetches_nothing_and_reading_only_a_part() {
+    let (server, fs) = start(Dialect::proftpd(), WritePolicy::default());
+    let mut file = fs.open(b"big", How::UPDATE).unwrap();
+    file.write_at(300_000, b"change").unwrap();
+    assert_eq!(server.count("RETR"), 0);
+    let read = file.read_at(299_990, 20).unwrap();
+    let mut wanted = big();
+    wanted[300_000..300_006].copy_from_slice(b"change");
+    assert_eq!(read, wanted[299_990..300_010]);
+    assert_eq!(server.count("RETR"), 1);
+    file.close().unwrap();
+    assert_eq!(server.get("/big").unwrap(), wanted);
+}
+
+#[test]
+fn a_patch_in_place_sends_the_patch() {
+    let writing = WritePolicy { patch_in_place: true, ..WritePolicy::default() };
+    let (server, fs) = start(Dialect::proftpd(), writing);
+    let mut wanted = big();
+    for offset in [100, 400_000] {
+        update(&fs, b"big", offset, b"patch").unwrap();
+        wanted[offset as usize..offset as usize + 5].copy_from_slice(b"patch");
+        assert_eq!(server.get("/big").unwrap(), wanted);
+    }
+    assert!(!server.commands().iter().any(|line| line == "RETR /big"), "nothing was fetched");
+    assert_eq!(server.count("RNTO"), 0);
+    assert_eq!(server.names("/").len(), 3, "the scratch file is gone");
+}
+
+#[test]
+fn a_cut_to_a_part_keeps_the_part() {
+    let (server, fs) = start(Dialect::proftpd(), WritePolicy::default());
+    fs.truncate(b"big", 400_000).unwrap();
+    assert_eq!(server.get("/big").unwrap(), big()[..400_000]);
+    fs.truncate(b"big", 400_010).unwrap();
+    assert_eq!(
+        server.get("/big").unwrap()[399_999..],
+        [&big()[399_999..400_000], &[0; 10]].concat()
+    );
+    fs.truncate(b"big", 0).unwrap();
+    assert_eq!(server.get("/big").unwrap(), b"");
+}
+
+#[test]
+fn what_others_changed_is_not_overwritten() {
+    let (server, fs) = start(Dialect::proftpd(), WritePolicy::default());
+    let mut file = fs.open(b"f", How::CREATE).unwrap();
+    file.write_at(0, b"ours").unwrap();
+    server.put("/f", "theirs, later");
+    file.close().unwrap();
+    assert_eq!(server.get("/f").unwrap(), b"theirs, later");
+    let names = server.names("/");
+    let copy = names.iter().find(|name| name.starts_with(b"f (conflict ")).unwrap();
+    assert_eq!(server.get([b"/", &copy[..]].concat()).unwrap(), b"ours");
+    assert_eq!(fs.read(copy).unwrap(), b"ours");
+    assert_eq!(fs.read(b"f").unwrap(), b"theirs, later");
+    assert!(fs.vfs.pending().is_empty());
+}
+
+#[test]
+fn what_others_made_meanwhile_is_not_overwritten() {
+    let (server, fs) = start(Dialect::vsftpd(), WritePolicy::default());
+    let mut file = fs.open(b"new.txt", How::NEW).unwrap();
+    file.write_at(0, b"ours").unwrap();
+    server.put("/new.txt", "theirs");
+    file.close().unwrap();
+    assert_eq!(server.get("/new.txt").unwrap(), b"theirs");
+    assert!(server.names("/").iter().any(|name| name.starts_with(b"new (conflict ")));
+}
+
+#[test]
+fn the_user_may_choose_what_a_conflict_does() {
+    let writing = WritePolicy { on_conflict: OnConflict::Overwrite, ..WritePolicy::default() };
+    let (server, fs) = start(Dialect::proftpd(), writing);
+    let mut file = fs.open(b"f", How::CREATE).unwrap();
+    file.write_at(0, b"ours").unwrap();
+    server.put("/f", "theirs, later");
+    file.close().unwrap();
+    assert_eq!(server.get("/f").unwrap(), b"ours");
+
+    let writing = WritePolicy { on_conflict: OnConflict::Error, ..WritePolicy::default() };
+    let (server, fs) = start(Dialect::proftpd(), writing);
+    let mut file = fs.open(b"f", How::CREATE).unwrap();
+    file.write_at(0, b"ours").unwrap();
+    server.put("/f", "theirs, later");
+    assert_eq!(file.close(), Err(Fail::Stale));
+    assert_eq!(server.get("/f").unwrap(), b"theirs, later");
+    assert_eq!(fs.vfs.pending().len(), 1, "ours is kept here");
+}
+
+#[test]
+fn uploads_go_where_the_user_wants_them() {
+    let direct = WritePolicy { upload: UploadMode::Direct, ..WritePolicy::default() };
+    let (server, fs) = start(Dialect::proftpd(), direct);
+    fs.write(b"f", b"new content").unwrap();
+    assert_eq!((server.count("RNTO"), server.get("/f").unwrap()), (0, b"new content".to_vec()));
+
+    let safe_all = WritePolicy { upload: UploadMode::SafeAll, ..WritePolicy::default() };
+    let (server, fs) = start(Dialect::proftpd(), safe_all);
+    fs.write(b"new", b"new content").unwrap();
+    update(&fs, b"f", 7, b" and more").unwrap();
+    assert_eq!((server.count("RNTO"), server.count("APPE")), (2, 0));
+    assert_eq!(server.get("/f").unwrap(), b"content and more");
+}
+
+#[test]
+fn a_folder_without_new_names_is_written_in_place() {
+    let (server, fs) = start(Dialect::proftpd(), WritePolicy::default());
+    server.fault(Fault::always("RNFR", What::Reply(550, "Permission denied")));
+    fs.write(b"f", b"new content").unwrap();
+    assert_eq!(server.get("/f").unwrap(), b"new content");
+    assert_eq!(server.names("/").len(), 3, "nothing else is left");
+}
+
+#[test]
+fn a_server_that_renames_over_nothing_is_served_by_turns() {
+    let dialect = Dialect { rename_over: RenameOver::Refused(553), ..Dialect::proftpd() };
+    let (server, fs) = start(dialect, WritePolicy::default());
+    for content in [&b"one"[..], b"two"] {
+        fs.write(b"f", content).unwrap();
+        assert_eq!(server.get("/f").unwrap(), content);
+    }
+    assert_eq!(server.names("/").len(), 3);
+    assert_eq!(std::fs::read_dir(fs.staging.path()).unwrap().count(), 0, "no mark is left");
+}
+
+#[test]
+fn local_copies_have_a_limit() {
+    let writing = WritePolicy { cache_size: Some(1 << 20), ..WritePolicy::default() };
+    let (server, fs) = start(Dialect::proftpd(), writing);
+    let mut file = fs.open(b"new", How::NEW).unwrap();
+    file.write_at(0, &vec![b'x'; 900_000]).unwrap();
+    assert_eq!(file.write_at(900_000, &vec![b'x'; 900_000]), Err(Fail::Io));
+    file.close().unwrap();
+    assert_eq!(server.get("/new").unwrap().len(), 900_000, "what was taken is there");
+}
+
+fn write_back() -> WritePolicy {
+    WritePolicy { write_back: Some(LONG), ..WritePolicy::default() }
+}
+
+/// What the staging directory holds at this moment, as a kill would leave it.
+fn as_if_killed(fs: &Direct) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(fs.staging.path()).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+    }
+    copy
+}
+
+#[test]
+fn with_write_back_close_returns_before_the_server_has_it() {
+    let (server, fs) = start(Dialect::proftpd(), write_back());
+    fs.write(b"new", b"precious").unwrap();
+    fs.write(b"f", b"changed").unwrap();
+    assert_eq!((server.get("/new"), server.get("/f").unwrap()), (None, b"content".to_vec()));
+    assert_eq!(fs.read(b"new").unwrap(), b"precious");
+    assert_eq!(fs.vfs.pending().len(), 2);
+    fs.vfs.drain().unwrap();
+    assert_eq!(server.get("/new").unwrap(), b"precious");
+    assert_eq!(server.get("/f").unwrap(), b"changed");
+    assert!(fs.vfs.pending().is_empty());
+}
+
+#[test]
+fn fsync_means_the_server_also_with_write_back() {
+    let (server, fs) = start(Dialect::proftpd(), write_back());
+    let mut file = fs.open(b"new", How::NEW).unwrap();
+    file.write_at(0, b"precious").unwrap();
+    file.sync().unwrap();
+    assert_eq!(server.get("/new").unwrap(), b"precious");
+    file.close().unwrap();
+}
+
+#[test]
+fn what_was_closed_survives_a_kill_as_it_was_closed() {
+    let (server, fs) = start(Dialect::proftpd(), write_back());
+    fs.write(b"new", b"precious").unwrap();
+    fs.write(b"f", b"changed").unwrap();
+    update(&fs, b"big", BIG as u64, b"appended").unwrap();
+    // Opened again, changed, and not closed.
+    let mut file = fs.open(b"new", How::UPDATE).unwrap();
+    file.write_at(0, b"HALF").unwrap();
+    let left = as_if_killed(&fs);
+    let again = mount_in(&server, left, write_back());
+    again.vfs.recover();
+    assert_eq!(server.get("/new").unwrap(), b"precious");
+    assert_eq!(server.get("/f").unwrap(), b"changed");
+    assert_eq!(server.get("/big").unwrap(), [&big()[..], b"appended"].concat());
+    assert!(again.vfs.pending().is_empty());
+    let left: Vec<_> = std::fs::read_dir(again.staging.path()).unwrap().flatten().collect();
+    assert!(
+        left.iter().all(|entry| !entry.path().to_string_lossy().ends_with(".note")),
+        "{left:?}"
+    );
+    drop(file);
+}
+
+#[test]
+fn what_was_half_sent_when_it_was_killed_is_whole_afterwards() {
+    for (path, placement) in [(&b"new"[..], "STOR"), (b"f", "STOR"), (b"big", "APPE")] {
+        let (server, fs) = start(Dialect::proftpd(), WritePolicy::default());
+        let before = server.get([b"/", path].concat()).unwrap_or_default();
+        server.fault_once(placement, What::StallData(200_000));
+        let (offset, bytes) = if path == b"big" {
+            (BIG as u64, vec![b'y'; 500_000])
+        } else {
+            (0, vec![b'y'; 700_000])
+        };
+        let mut how = How::UPDATE;
+        how.create = true;
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(|| {
+                let mut file = fs.open(path, how).unwrap();
+                file.write_at(offset, &bytes).unwrap();
+                // The server stalls; in the end it is cut or times out.
+                let _ = file.close();
+            });
+            assert!(server.wait_until(|server| server.stuck() == 1, PATIENCE));
+            let left = as_if_killed(&fs);
+            server.kill_sessions();
+            let again = mount_in(&server, left, WritePolicy::default());
+            again.vfs.recover();
+            let kept = &before[..before.len().min(offset as usize)];
+            assert_eq!(server.get([b"/", path].concat()).unwrap(), [kept, &bytes].concat());
+            writing.join().unwrap();
+        });
+        let own = server.names("/");
+        assert_eq!(own.len(), if path == b"new" { 4 } else { 3 }, "{own:?}");
+    }
+}
+
+#[test]
+fn renames_and_removals_of_what_is_unsent_cost_nothing() {
+    let (server, fs) = start(Dialect::proftpd(), write_back());
+    // As an editor saves.
+    fs.write(b"f.tmp", b"edited").unwrap();
+    fs.rename(b"f.tmp", b"f").unwrap();
+    fs.write(b"scratch", b"nothing").unwrap();
+    fs.unlink(b"scratch").unwrap();
+    assert_eq!(server.count("STOR") + server.count("RNTO") + server.count("DELE"), 0);
+    assert_eq!(server.get("/f").unwrap(), b"content", "nobody sees the name before the content");
+    assert_eq!(fs.read(b"f").unwrap(), b"edited");
+    let left = as_if_killed(&fs);
+    fs.vfs.drain().unwrap();
+    assert_eq!(server.get("/f").unwrap(), b"edited");
+    assert_eq!(server.names("/").len(), 3);
+    let again = mount_in(&server, left, write_back());
+    again.vfs.recover();
+    assert_eq!(server.names("/").len(), 3, "a kill leaves the same");
+}
+
+#[test]
+fn a_folder_moves_with_what_is_unsent_in_it() {
+    let (server, fs) = start(Dialect::proftpd(), write_back());
+    fs.write(b"dir/new", b"precious").unwrap();
+    fs.rename(b"dir", b"moved").unwrap();
+    fs.vfs.drain().unwrap();
+    assert_eq!(server.get("/moved/new").unwrap(), b"precious");
+}
+
+#[test]
+fn what_waits_is_sent_by_itself() {
+    let server = Server::start(Dialect::proftpd());
+    let staging = tempfile::tempdir().unwrap();
+    let writing = WritePolicy { write_back: Some(Duration::ZERO), ..WritePolicy::default() };
+    let pool = Pool::open(target(&server, 3)).unwrap();
+    let options = ftpfs::vfs::Options { writing, ..options(LONG, staging.path()) };
+    let vfs = std::sync::Arc::new(Vfs::new(pool, options).unwrap());
+    vfs.start_write_back().unwrap();
+    let access = ftpfs::vfs::Access { read: true, write: true, append: false };
+    for index in 0..20 {
+        let name = format!("f{index}");
+        let (_, opened) =
+            vfs.create(ftpfs::vfs::ROOT, name.as_bytes(), 0o644, access, true).unwrap();
+        vfs.write(opened.fh, 0, name.as_bytes()).unwrap();
+        vfs.flush(opened.fh).unwrap();
+        vfs.release(opened.fh);
+    }
+    let is_there = |server: &Server| {
+        (0..20).all(|index| {
+            let name = format!("/f{index}");
+            server.get(&name).is_some_and(|bytes| bytes == name.as_bytes()[1..])
+        })
+    };
+    assert!(server.wait_until(is_there, PATIENCE));
+}
+
+#[test]
+fn a_reader_does_not_wait_for_a_send() {
+    let (server, fs) = start(Dialect::proftpd(), WritePolicy::default());
+    server.fault_once("STOR", What::StallData(1000));
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(|| fs.write(b"f", &vec![b'z'; 50_000]));
+        assert!(server.wait_until(|server| server.stuck() == 1, PATIENCE));
+        assert_eq!(fs.read(b"f").unwrap(), vec![b'z'; 50_000]);
+        server.release();
+        writing.join().unwrap().unwrap();
+    });
+    assert_eq!(server.get("/f").unwrap(), vec![b'z'; 50_000]);
+}
