@@ -319,8 +319,10 @@ fn what_was_half_sent_when_it_was_killed_is_whole_afterwards() {
             assert_eq!(server.get([b"/", path].concat()).unwrap(), [kept, &bytes].concat());
             writing.join().unwrap();
         });
-        let own = server.names("/");
-        assert_eq!(own.len(), if path == b"new" { 4 } else { 3 }, "{own:?}");
+        // The first process lives on here, unlike a killed one, and may put its own beside.
+        let mut names = server.names("/");
+        names.retain(|name| !name.windows(11).any(|part| part == b" (conflict "));
+        assert_eq!(names.len(), if path == b"new" { 4 } else { 3 }, "{names:?}");
     }
 }
 

@@ -6,9 +6,12 @@
 mod dos;
 mod eplf;
 mod netware;
+mod packed;
 mod unix;
 
 use chrono::{DateTime, NaiveDate, NaiveDateTime};
+
+pub use packed::{Brief, Entries};
 
 use super::path::check_name;
 

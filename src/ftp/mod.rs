@@ -27,7 +27,7 @@ mod trust;
 pub use connect::Target;
 pub use error::{Error, Reply};
 pub use lane::Look;
-pub use listing::{Entry, Kind, Precision, Timestamp};
+pub use listing::{Brief, Entries, Entry, Kind, Precision, Timestamp};
 pub use network::{Active, NetworkSettings};
 pub use path::{BadName, RemotePath, check_name};
 pub use pool::{Pool, PoolSnapshot, TailHabit};

@@ -14,7 +14,7 @@ use suppaftp::{Encoding, FtpError, ImplFtpStream};
 
 use super::connect::{encoding, quoted_path};
 use super::error::{Error, Reply};
-use super::listing::{Entry, Kind, Line, ListParser, Precision, Timestamp, parse_mlsd};
+use super::listing::{Entries, Entry, Kind, Line, ListParser, Precision, Timestamp, parse_mlsd};
 use super::network::{Network, active_command, parse_epsv, parse_pasv};
 use super::path::{RemotePath, to_wire};
 use super::pool::Slot;
@@ -483,7 +483,7 @@ impl Session {
     }
 
     /// Everything in a directory, by MLSD where the server has it, else by LIST.
-    pub(crate) fn list(&mut self, directory: &RemotePath) -> Result<Vec<Entry>, Error> {
+    pub(crate) fn list(&mut self, directory: &RemotePath) -> Result<Entries, Error> {
         if self.server.verdict(Habit::Mlsd) == Verdict::Yes {
             let mut parse = |line: &[u8]| parse_mlsd(line);
             match self.list_by("MLSD", directory, &mut parse) {
@@ -498,7 +498,7 @@ impl Session {
     }
 
     /// LIST, with `-a` where that shows the hidden files.
-    pub(crate) fn list_long(&mut self, directory: &RemotePath) -> Result<Vec<Entry>, Error> {
+    pub(crate) fn list_long(&mut self, directory: &RemotePath) -> Result<Entries, Error> {
         let now = unix_now();
         let zone = self.server.zone_offset();
         let mut parser = ListParser::new(now, zone.unwrap_or(0));
@@ -580,7 +580,7 @@ impl Session {
 
     /// Compares one date of LIST with MDTM, which is UTC (RFC 3659 §2.3), and moves the dates of
     /// this listing by the difference. Zones differ by quarters of an hour.
-    fn learn_zone(&mut self, directory: &RemotePath, entries: &mut [Entry]) -> Result<(), Error> {
+    fn learn_zone(&mut self, directory: &RemotePath, entries: &mut Entries) -> Result<(), Error> {
         const QUARTER: i64 = 15 * 60;
         let newest = entries
             .iter()
@@ -601,11 +601,7 @@ impl Session {
         let offset = if offset.abs() > 14 * 3600 { 0 } else { offset };
         self.server.set_zone_offset(i32::try_from(offset).unwrap_or(0));
         log::info!("dates of LIST are {offset} s ahead of UTC");
-        for mtime in entries.iter_mut().filter_map(|entry| entry.mtime.as_mut()) {
-            if mtime.precision == Precision::Minute {
-                mtime.seconds -= offset;
-            }
-        }
+        entries.move_minutes(offset);
         Ok(())
     }
 
@@ -761,7 +757,7 @@ pub(crate) enum Way {
 /// What one listing command brought.
 #[derive(Default)]
 struct Listed {
-    entries: Vec<Entry>,
+    entries: Entries,
     /// Lines of any kind, `.` and `total` too: a listing with none says nothing.
     lines: usize,
     odd: usize,
@@ -791,7 +787,10 @@ fn read_listing(
         let text = text.strip_suffix(b"\r").unwrap_or(text);
         listed.lines += 1;
         match parse(text) {
-            Line::Entry(entry) => listed.entries.push(entry),
+            Line::Entry(entry) if !listed.entries.push(&entry) => {
+                return Err(Error::ListingTooLarge);
+            }
+            Line::Entry(_) => {}
             Line::Ignored => {}
             Line::Odd => {
                 listed.odd += 1;

@@ -2,6 +2,9 @@
 
 use crate::ftp::{Kind, Stat, Timestamp};
 
+/// What a listing shows of a name, with what we know better.
+pub(crate) use crate::ftp::Brief as Shown;
+
 use super::dircache::Item;
 use super::tree::Ino;
 
@@ -37,22 +40,17 @@ pub(crate) struct Ownership {
 
 impl Ownership {
     /// The attributes of one entry of a listing.
-    pub(crate) fn attr(&self, ino: Ino, item: &Item) -> Attr {
-        let entry = &item.entry;
-        let default = if entry.kind == Kind::Directory { 0o777 } else { 0o666 };
-        let mtime = item.shown_mtime();
+    pub(crate) fn attr(&self, ino: Ino, shown: &Shown) -> Attr {
+        let default = if shown.kind == Kind::Directory { 0o777 } else { 0o666 };
         Attr {
             ino,
-            kind: entry.kind,
-            // A symbolic link is as long as its target (POSIX lstat); programs size buffers by it.
-            size: match &entry.target {
-                Some(target) if entry.kind == Kind::Symlink => target.len() as u64,
-                _ => entry.size.unwrap_or(0),
-            },
-            mtime: mtime
+            kind: shown.kind,
+            size: shown.size.unwrap_or(0),
+            mtime: shown
+                .mtime
                 .map(|time| Mtime { seconds: time.seconds, nanos: time.nanos })
                 .unwrap_or_default(),
-            mode: item.shown_mode().unwrap_or(default & !self.umask),
+            mode: shown.mode.unwrap_or(default & !self.umask),
             uid: self.uid,
             gid: self.gid,
         }

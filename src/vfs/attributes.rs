@@ -141,6 +141,6 @@ impl Vfs {
     fn shown(&self, ino: Ino) -> Result<Item> {
         let (parent, name) = self.place(ino).ok_or(Error::NotFound)?;
         let fresh = self.listing(parent, Instant::now())?;
-        fresh.find(&name)?.cloned().ok_or(Error::NotFound)
+        fresh.find(&name)?.ok_or(Error::NotFound)
     }
 }

@@ -11,186 +11,17 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
+use super::attr::Shown;
 use super::error::{Error, Result};
+use super::listing::Change;
 use super::tree::Ino;
-use crate::ftp::{Entry, Precision, Timestamp};
+use crate::ftp::Entries;
 
-/// The most entries of all listings together: at about 250 bytes each, 50 MiB. The directory in
+pub(crate) use super::listing::{Item, Listing};
+
+/// The most entries of all listings together: at about 60 bytes each, 30 MiB. The directory in
 /// use is kept whatever its size.
-const MAX_ENTRIES: usize = 200_000;
-
-/// One name in a directory: what the server says, and what we know better.
-#[derive(Clone, Debug)]
-pub(crate) struct Item {
-    pub(crate) entry: Entry,
-    /// What a program set and the server cannot keep; boxed, as few entries have it.
-    local: Option<Box<Local>>,
-    /// The time is the one of our clock after an upload; the server's is not known yet.
-    pub(crate) is_guess: bool,
-    /// Created through the mount and not yet on the server.
-    pub(crate) is_unsent: bool,
-}
-
-/// Attributes remembered for the life of the mount, each with what the server showed then: when
-/// that changes, somebody else changed the file, and the memory ends.
-#[derive(Clone, Debug, Default)]
-struct Local {
-    mtime: Option<(Timestamp, Option<Timestamp>)>,
-    mode: Option<(u16, Option<u16>)>,
-}
-
-impl Item {
-    pub(crate) fn new(entry: Entry) -> Self {
-        Self { entry, local: None, is_guess: false, is_unsent: false }
-    }
-
-    pub(crate) fn shown_mtime(&self) -> Option<Timestamp> {
-        let local = self.local.as_ref().and_then(|local| local.mtime);
-        local.map(|(shown, _)| shown).or(self.entry.mtime)
-    }
-
-    pub(crate) fn shown_mode(&self) -> Option<u16> {
-        let local = self.local.as_ref().and_then(|local| local.mode);
-        local.map(|(shown, _)| shown).or(self.entry.mode)
-    }
-
-    /// The server has this time now.
-    pub(crate) fn set_mtime(&mut self, time: Timestamp) {
-        self.entry.mtime = Some(time);
-        self.is_guess = false;
-        if let Some(local) = &mut self.local {
-            local.mtime = None;
-        }
-    }
-
-    /// The server cannot be told the time.
-    pub(crate) fn remember_mtime(&mut self, time: Timestamp) {
-        // A guess is not what the server shows: whatever it shows first is taken for it.
-        let theirs = if self.is_guess { None } else { self.entry.mtime };
-        self.local.get_or_insert_default().mtime = Some((time, theirs));
-    }
-
-    pub(crate) fn set_mode(&mut self, mode: u16) {
-        self.entry.mode = Some(mode);
-        if let Some(local) = &mut self.local {
-            local.mode = None;
-        }
-    }
-
-    pub(crate) fn remember_mode(&mut self, mode: u16) {
-        self.local.get_or_insert_default().mode = Some((mode, self.entry.mode));
-    }
-
-    /// Takes over what the older item knew better.
-    fn inherit(&mut self, older: &Self) {
-        if older.entry.kind != self.entry.kind || older.entry.size != self.entry.size {
-            return;
-        }
-        if let (Some(old), Some(new)) = (older.entry.mtime, self.entry.mtime)
-            && new.precision != Precision::Second
-            && old.precision == Precision::Second
-            && old.agrees_with(&new)
-        {
-            // LIST tells minutes or days; MDTM, or our own MFMT, had told the second.
-            self.entry.mtime = Some(old);
-            self.is_guess = older.is_guess;
-        }
-        let Some(local) = &older.local else { return };
-        let mut local = local.clone();
-        if let Some((_, theirs)) = &mut local.mtime {
-            match theirs {
-                None => *theirs = self.entry.mtime,
-                Some(theirs) if Some(*theirs) == self.entry.mtime => {}
-                Some(_) => local.mtime = None,
-            }
-        }
-        if local.mode.is_some_and(|(_, theirs)| theirs.is_some() && theirs != self.entry.mode) {
-            local.mode = None;
-        }
-        self.local = Some(local);
-    }
-}
-
-/// A directory's entries, sorted by name.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Listing {
-    items: Vec<Item>,
-}
-
-impl Listing {
-    /// Of two entries with one name (a server that lists a directory twice) the first stays.
-    pub(crate) fn new(mut entries: Vec<Entry>) -> Self {
-        entries.sort_by(|a, b| a.name.cmp(&b.name));
-        entries.dedup_by(|later, earlier| later.name == earlier.name);
-        Self { items: entries.into_iter().map(Item::new).collect() }
-    }
-
-    pub(crate) fn get(&self, name: &[u8]) -> Option<&Item> {
-        self.position(name).ok().and_then(|index| self.items.get(index))
-    }
-
-    pub(crate) fn items(&self) -> &[Item] {
-        &self.items
-    }
-
-    fn position(&self, name: &[u8]) -> std::result::Result<usize, usize> {
-        self.items.binary_search_by(|item| item.entry.name.as_ref().cmp(name))
-    }
-
-    fn put(&mut self, item: Item) {
-        match self.position(&item.entry.name) {
-            Ok(index) => {
-                if let Some(place) = self.items.get_mut(index) {
-                    *place = item;
-                }
-            }
-            Err(index) => self.items.insert(index, item),
-        }
-    }
-
-    fn remove(&mut self, name: &[u8]) {
-        if let Ok(index) = self.position(name) {
-            self.items.remove(index);
-        }
-    }
-
-    fn apply(&mut self, change: Change) {
-        match change {
-            Change::Put(item) => self.put(item),
-            Change::Remove(name) => self.remove(&name),
-        }
-    }
-
-    /// Whatever the older listing knew better, and what is not on the server yet.
-    fn inherit(&mut self, older: &Self) {
-        let mut unsent = Vec::new();
-        for old in &older.items {
-            match self.position(&old.entry.name) {
-                Ok(index) => {
-                    if let Some(item) = self.items.get_mut(index) {
-                        item.inherit(old);
-                    }
-                }
-                Err(_) if old.is_unsent => unsent.push(old.clone()),
-                Err(_) => {}
-            }
-        }
-        for item in unsent {
-            self.put(item);
-        }
-    }
-
-    fn has_unsent(&self) -> bool {
-        self.items.iter().any(|item| item.is_unsent)
-    }
-}
-
-/// A change made through the mount.
-#[derive(Clone, Debug)]
-enum Change {
-    Put(Item),
-    Remove(Box<[u8]>),
-}
+const MAX_ENTRIES: usize = 500_000;
 
 /// The listings. One leaf lock, never held across I/O.
 #[derive(Debug)]
@@ -232,13 +63,21 @@ pub(crate) struct Fresh {
 
 impl Fresh {
     /// The entry of a name; a stale listing answers for what is there, but not for what is not.
-    pub(crate) fn find(&self, name: &[u8]) -> Result<Option<&Item>> {
-        match self.listing.get(name) {
-            None if self.is_stale => Err(Error::Unreachable(
-                "the server does not answer, and the name is unknown".into(),
-            )),
-            found => Ok(found),
+    pub(crate) fn find(&self, name: &[u8]) -> Result<Option<Item>> {
+        self.or_unknown(self.listing.get(name))
+    }
+
+    /// The same, with only what `stat` shows.
+    pub(crate) fn shown(&self, name: &[u8]) -> Result<Option<Shown>> {
+        self.or_unknown(self.listing.shown(name))
+    }
+
+    fn or_unknown<T>(&self, found: Option<T>) -> Result<Option<T>> {
+        if found.is_none() && self.is_stale {
+            let message = "the server does not answer, and the name is unknown";
+            return Err(Error::Unreachable(message.into()));
         }
+        Ok(found)
     }
 }
 
@@ -259,7 +98,7 @@ impl DirCache {
         &self,
         directory: Ino,
         now: Instant,
-        load: impl FnOnce() -> Result<Vec<Entry>>,
+        load: impl FnOnce() -> Result<Entries>,
     ) -> Result<Fresh> {
         let mut state = self.lock();
         loop {
@@ -285,7 +124,7 @@ impl DirCache {
         let load_ends = LoadEnds { cache: self, directory };
         let begun = Instant::now();
         let entries = load()?;
-        let listing = self.install(directory, begun, Listing::new(entries));
+        let listing = self.install(directory, begun, &entries);
         drop(load_ends);
         Ok(Fresh { listing, until: begun + self.ttl, is_stale: false })
     }
@@ -305,19 +144,24 @@ impl DirCache {
         self.lock().listings.peek(&directory).map(|cached| Arc::clone(&cached.listing))
     }
 
-    fn install(&self, directory: Ino, begun: Instant, mut listing: Listing) -> Arc<Listing> {
+    /// The older listing is merged without the lock: what changes meanwhile is in `loading`, and is
+    /// applied after that.
+    fn install(&self, directory: Ino, begun: Instant, entries: &Entries) -> Arc<Listing> {
+        let older = self.known(directory).unwrap_or_default();
+        let mut listing = Listing::after(entries, &older);
         let mut state = self.lock();
-        if let Some(older) = state.take(directory) {
-            listing.inherit(&older.listing);
-        }
         for change in state.loading.get_mut(&directory).map(std::mem::take).unwrap_or_default() {
             listing.apply(change);
         }
         let listing = Arc::new(listing);
-        state.entries += listing.items.len();
+        let replaced = state.take(directory);
+        state.entries += listing.len();
         let cached = Cached { listing: Arc::clone(&listing), begun: Some(begun) };
         state.listings.put(directory, cached);
-        state.evict();
+        let evicted = state.evict();
+        drop(state);
+        // Large ones take their time to be freed: nobody should wait for that.
+        drop((replaced, evicted));
         listing
     }
 
@@ -333,7 +177,7 @@ impl DirCache {
 
     /// Changes one entry, if it is known.
     pub(crate) fn update(&self, directory: Ino, name: &[u8], change: impl FnOnce(&mut Item)) {
-        let item = self.known(directory).and_then(|listing| listing.get(name).cloned());
+        let item = self.known(directory).and_then(|listing| listing.get(name));
         if let Some(mut item) = item {
             change(&mut item);
             self.put(directory, item);
@@ -358,9 +202,9 @@ impl DirCache {
             changes.push(change.clone());
         }
         let Some(cached) = state.listings.peek_mut(&directory) else { return };
-        let before = cached.listing.items.len();
+        let before = cached.listing.len();
         Arc::make_mut(&mut cached.listing).apply(change);
-        let after = cached.listing.items.len();
+        let after = cached.listing.len();
         state.entries = state.entries + after - before;
     }
 
@@ -380,22 +224,25 @@ impl State {
 
     fn take(&mut self, directory: Ino) -> Option<Cached> {
         let cached = self.listings.pop(&directory)?;
-        self.entries -= cached.listing.items.len();
+        self.entries -= cached.listing.len();
         Some(cached)
     }
 
     /// Drops the listings used longest ago, but none with files that only we know of.
-    fn evict(&mut self) {
+    fn evict(&mut self) -> Vec<Cached> {
         let mut tries = self.listings.len();
+        let mut evicted = Vec::new();
         while self.entries > self.capacity && tries > 1 {
             tries -= 1;
-            let Some((directory, cached)) = self.listings.pop_lru() else { return };
+            let Some((directory, cached)) = self.listings.pop_lru() else { break };
             if cached.listing.has_unsent() {
                 self.listings.put(directory, cached);
             } else {
-                self.entries -= cached.listing.items.len();
+                self.entries -= cached.listing.len();
+                evicted.push(cached);
             }
         }
+        evicted
     }
 }
 
@@ -418,7 +265,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::ftp::Kind;
+    use crate::ftp::{Entry, Kind, Precision, Timestamp};
 
     const DIR: Ino = Ino(7);
 
@@ -434,6 +281,12 @@ mod tests {
         }
     }
 
+    fn listed(all: &[Entry]) -> Entries {
+        let mut entries = Entries::default();
+        assert!(all.iter().all(|entry| entries.push(entry)));
+        entries
+    }
+
     fn stamp(seconds: i64, precision: Precision) -> Timestamp {
         Timestamp { seconds, nanos: 0, precision }
     }
@@ -443,7 +296,7 @@ mod tests {
     }
 
     fn names(listing: &Listing) -> Vec<String> {
-        listing.items().iter().map(|i| String::from_utf8_lossy(&i.entry.name).into()).collect()
+        listing.items().map(|i| String::from_utf8_lossy(&i.entry.name).into()).collect()
     }
 
     #[test]
@@ -453,7 +306,7 @@ mod tests {
         let now = Instant::now();
         let load = || {
             loads.fetch_add(1, Ordering::Relaxed);
-            Ok(vec![entry("b", 1), entry("a", 1)])
+            Ok(listed(&[entry("b", 1), entry("a", 1)]))
         };
         let first = cache.listing(DIR, now, load).unwrap();
         assert_eq!(names(&first.listing), ["a", "b"]);
@@ -473,7 +326,7 @@ mod tests {
             .listing(DIR, Instant::now(), || {
                 cache.put(DIR, Item::new(entry("new", 5)));
                 cache.remove(DIR, b"gone");
-                Ok(vec![entry("gone", 1), entry("old", 1)])
+                Ok(listed(&[entry("gone", 1), entry("old", 1)]))
             })
             .unwrap();
         assert_eq!(names(&fresh.listing), ["new", "old"]);
@@ -490,7 +343,7 @@ mod tests {
                     barrier.wait();
                     let load = || {
                         loads.fetch_add(1, Ordering::Relaxed);
-                        Ok(vec![entry("a", 1)])
+                        Ok(listed(&[entry("a", 1)]))
                     };
                     cache.listing(DIR, Instant::now(), load).unwrap();
                 });
@@ -503,44 +356,44 @@ mod tests {
     fn a_failed_load_is_nobodys_answer() {
         let cache = cache(Duration::from_secs(10));
         assert!(cache.listing(DIR, Instant::now(), || Err(Error::NotFound)).is_err());
-        let fresh = cache.listing(DIR, Instant::now(), || Ok(vec![entry("a", 1)])).unwrap();
+        let fresh = cache.listing(DIR, Instant::now(), || Ok(listed(&[entry("a", 1)]))).unwrap();
         assert_eq!(names(&fresh.listing), ["a"]);
     }
 
     #[test]
     fn exact_times_survive_a_coarse_listing() {
         let cache = cache(Duration::ZERO);
-        let listed = |size, seconds| {
+        let told = |size, seconds| {
             let mut entry = entry("f", size);
             entry.mtime = Some(stamp(seconds, Precision::Minute));
-            move || Ok(vec![entry])
+            move || Ok(listed(&[entry]))
         };
-        cache.listing(DIR, Instant::now(), listed(1, 600)).unwrap();
+        cache.listing(DIR, Instant::now(), told(1, 600)).unwrap();
         cache.update(DIR, b"f", |item| item.set_mtime(stamp(642, Precision::Second)));
         let shown = |fresh: Fresh| fresh.listing.get(b"f").unwrap().shown_mtime().unwrap().seconds;
-        assert_eq!(shown(cache.listing(DIR, Instant::now(), listed(1, 600)).unwrap()), 642);
-        assert_eq!(shown(cache.listing(DIR, Instant::now(), listed(2, 660)).unwrap()), 660);
+        assert_eq!(shown(cache.listing(DIR, Instant::now(), told(1, 600)).unwrap()), 642);
+        assert_eq!(shown(cache.listing(DIR, Instant::now(), told(2, 660)).unwrap()), 660);
     }
 
     #[test]
     fn remembered_attributes_end_when_somebody_else_changes_the_file() {
         let cache = cache(Duration::ZERO);
-        let listed = |seconds, mode| {
+        let told = |seconds, mode| {
             let mut entry = entry("f", 1);
             entry.mtime = Some(stamp(seconds, Precision::Second));
             entry.mode = Some(mode);
-            move || Ok(vec![entry])
+            move || Ok(listed(&[entry]))
         };
-        cache.listing(DIR, Instant::now(), listed(100, 0o644)).unwrap();
+        cache.listing(DIR, Instant::now(), told(100, 0o644)).unwrap();
         cache.update(DIR, b"f", |item| {
             item.remember_mtime(stamp(50, Precision::Second));
             item.remember_mode(0o600);
         });
-        let fresh = cache.listing(DIR, Instant::now(), listed(100, 0o644)).unwrap();
+        let fresh = cache.listing(DIR, Instant::now(), told(100, 0o644)).unwrap();
         let item = fresh.listing.get(b"f").unwrap();
         assert_eq!(item.shown_mtime().unwrap().seconds, 50);
         assert_eq!(item.shown_mode(), Some(0o600));
-        let fresh = cache.listing(DIR, Instant::now(), listed(200, 0o640)).unwrap();
+        let fresh = cache.listing(DIR, Instant::now(), told(200, 0o640)).unwrap();
         let item = fresh.listing.get(b"f").unwrap();
         assert_eq!(item.shown_mtime().unwrap().seconds, 200);
         assert_eq!(item.shown_mode(), Some(0o640));
@@ -549,10 +402,11 @@ mod tests {
     #[test]
     fn files_not_yet_sent_stay_in_view() {
         let cache = cache(Duration::ZERO);
-        cache.listing(DIR, Instant::now(), || Ok(vec![])).unwrap();
-        let unsent = Item { is_unsent: true, ..Item::new(entry("new", 0)) };
+        cache.listing(DIR, Instant::now(), || Ok(Entries::default())).unwrap();
+        let mut unsent = Item::new(entry("new", 0));
+        unsent.is_unsent = true;
         cache.put(DIR, unsent);
-        let fresh = cache.listing(DIR, Instant::now(), || Ok(vec![entry("a", 1)])).unwrap();
+        let fresh = cache.listing(DIR, Instant::now(), || Ok(listed(&[entry("a", 1)]))).unwrap();
         assert_eq!(names(&fresh.listing), ["a", "new"]);
     }
 
@@ -562,7 +416,7 @@ mod tests {
         cache.lock().capacity = 20;
         let many = || (0..11).map(|i| entry(&i.to_string(), 1)).collect::<Vec<_>>();
         for directory in 0..3 {
-            cache.listing(Ino(directory), Instant::now(), || Ok(many())).unwrap();
+            cache.listing(Ino(directory), Instant::now(), || Ok(listed(&many()))).unwrap();
         }
         assert!(cache.known(Ino(2)).is_some());
         assert!(cache.known(Ino(0)).is_none());

@@ -45,7 +45,7 @@ impl Vfs {
             // block the transfer.
             Kind::Symlink | Kind::Special => return Err(Error::Unsupported),
         }
-        let mut version = Version::of(item);
+        let mut version = Version::of(&item);
         if version.size.is_none() && !access.write {
             let path = self.path(ino)?;
             version = Version::of_stat(&self.pool.ask(|session| session.stat(&path))?);
@@ -53,7 +53,7 @@ impl Vfs {
         let is_unsized = version.size.is_none() && !access.write;
         let fh = self.open_handle(ino, access, version, || {
             if access.write || truncate {
-                let staged = self.stage_existing(ino, item)?;
+                let staged = self.stage_existing(ino, &item)?;
                 if truncate {
                     staged.truncate(&self.at(ino, &self.path(ino)?), 0)?;
                 }
@@ -119,7 +119,7 @@ impl Vfs {
             self.handles.stage(ino, make).map(drop)
         });
         let fh = opened.inspect_err(|_| self.forget(ino, 1))?;
-        let attr = self.ownership.attr(ino, &item);
+        let attr = self.ownership.attr(ino, &item.shown());
         self.cache.put(parent, item);
         let valid = fresh.until.saturating_duration_since(now);
         Ok((Found { attr, valid }, Opened { fh, is_unsized: false }))
@@ -263,7 +263,7 @@ impl Vfs {
     /// open.
     fn show_conflict(&self, parent: Ino, name: &[u8], copy: &[u8]) {
         self.tree().relink((parent, name), (parent, copy));
-        let known = self.cache.known(parent).and_then(|known| known.get(name).cloned());
+        let known = self.cache.known(parent).and_then(|known| known.get(name));
         if let Some(mut item) = known {
             item.entry.name = copy.into();
             self.cache.put(parent, item);
@@ -315,7 +315,7 @@ impl Vfs {
         if item.entry.kind != Kind::File {
             return Err(Error::IsADirectory);
         }
-        let staged = self.stage_existing(ino, item)?;
+        let staged = self.stage_existing(ino, &item)?;
         let path = self.path(ino)?;
         let result = staged.truncate(&self.at(ino, &path), size).and_then(|()| {
             if self.handles.is_open(ino) {

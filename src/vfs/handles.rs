@@ -149,6 +149,12 @@ impl Handles {
         self.staged(ino)?.view()
     }
 
+    /// The same for all that is staged, without waiting for anybody.
+    pub(crate) fn views(&self) -> HashMap<Ino, View> {
+        let staged = self.all_staged();
+        staged.into_iter().filter_map(|(ino, staged)| Some((ino, staged.view()?))).collect()
+    }
+
     /// The staged file of an inode, made by `make` if there is none.
     pub(crate) fn stage(&self, ino: Ino, make: impl FnOnce() -> Result<Staged>) -> Result<Shared> {
         if let Some(staged) = self.staged(ino) {

@@ -17,6 +17,7 @@ mod error;
 mod files;
 mod handles;
 mod journal;
+mod listing;
 mod names;
 mod policy;
 mod ranges;
@@ -44,17 +45,17 @@ pub use policy::{OnConflict, UploadMode, WritePolicy};
 pub use recovery::{LeftOver, TakenUp, forget_left_over, left_over};
 pub use tree::{Ino, ROOT};
 
-use attr::Ownership;
-use dircache::{DirCache, Fresh, Item};
+use attr::{Ownership, Shown};
+use dircache::{DirCache, Fresh};
 use handles::{Handles, OpenDirectory, Unstaged};
 use journal::Marks;
 use replace::is_own_name;
 use room::Room;
-use staging::Urgency;
-use tree::Tree;
+use staging::{Urgency, View};
+use tree::{Name, Tree};
 use writeback::Queue;
 
-use crate::ftp::{self, Entry, Kind, Pool, RemotePath};
+use crate::ftp::{self, Entries, Kind, Pool, RemotePath};
 
 /// How the mount behaves.
 #[derive(Clone, Debug)]
@@ -148,9 +149,9 @@ impl Vfs {
         let now = Instant::now();
         let fresh = self.listing(parent, now)?;
         let valid = fresh.until.saturating_duration_since(now);
-        let Some(item) = fresh.find(name)? else { return Ok(Err(valid)) };
+        let Some(shown) = fresh.shown(name)? else { return Ok(Err(valid)) };
         let ino = self.tree().intern(parent, name, 1);
-        Ok(Ok(Found { attr: self.attr_of(ino, item), valid }))
+        Ok(Ok(Found { attr: self.attr_of(ino, &shown), valid }))
     }
 
     /// The kernel drops look-ups.
@@ -168,13 +169,13 @@ impl Vfs {
             return Ok(Found { attr, valid: self.options.ttl });
         }
         if let Some(item) = self.handles.doomed(ino) {
-            return Ok(Found { attr: self.attr_of(ino, &item), valid: Duration::ZERO });
+            return Ok(Found { attr: self.attr_of(ino, &item.shown()), valid: Duration::ZERO });
         }
         let Some((parent, name)) = self.place(ino) else { return self.attr_of_unlinked(ino) };
         let fresh = self.listing(parent, now)?;
-        let item = fresh.find(&name)?.ok_or(Error::NotFound)?;
+        let shown = fresh.shown(&name)?.ok_or(Error::NotFound)?;
         let valid = fresh.until.saturating_duration_since(now);
-        Ok(Found { attr: self.attr_of(ino, item), valid })
+        Ok(Found { attr: self.attr_of(ino, &shown), valid })
     }
 
     /// Only those who have it open still ask.
@@ -215,13 +216,19 @@ impl Vfs {
             }
         }
         let skip = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
-        for (index, item) in directory.listing.items().iter().enumerate().skip(skip) {
-            let name = item.entry.name.as_ref();
-            let ino = self.tree().intern(directory.ino, name, u64::from(count_lookups));
-            let attr = self.attr_of(ino, item);
-            if !take(DirEntry { name, attr, next: index as u64 + 3, valid }) {
-                if count_lookups {
-                    self.forget(ino, 1);
+        // One look at what is being written, and one lock of the tree, for all that one reply
+        // takes: `take` only copies.
+        let views = self.handles.views();
+        let mut tree = self.tree();
+        for (index, (name, shown)) in directory.listing.rows(skip).enumerate() {
+            let ino = tree.intern(directory.ino, name, u64::from(count_lookups));
+            let attr = overlaid(self.ownership.attr(ino, &shown), views.get(&ino));
+            let next = (skip + index) as u64 + 3;
+            if !take(DirEntry { name, attr, next, valid }) {
+                let is_gone = count_lookups && tree.forget(ino, 1);
+                drop(tree);
+                if is_gone {
+                    self.cache.forget(ino);
                 }
                 return Ok(());
             }
@@ -259,7 +266,7 @@ impl Vfs {
         let directory = self.path(parent)?;
         let entries = self.pool.ask(|session| session.list_long(&directory))?;
         let mut found = None;
-        for entry in entries {
+        for entry in entries.iter() {
             let Some(target) = entry.target else { continue };
             if entry.name.as_ref() == name {
                 found = Some(target.clone());
@@ -335,13 +342,10 @@ impl Vfs {
         }
     }
 
-    fn load(&self, directory: Ino) -> Result<Vec<Entry>> {
+    fn load(&self, directory: Ino) -> Result<Entries> {
         let path = self.path(directory)?;
         match self.pool.ask(|session| session.list(&path)) {
-            Ok(mut entries) => {
-                entries.retain(|entry| !is_own_name(&entry.name));
-                Ok(entries)
-            }
+            Ok(entries) => Ok(entries.without(is_own_name)),
             Err(error @ ftp::Error::Refused(_)) => Err(self.why_refused(directory, error)),
             Err(error) => Err(error.into()),
         }
@@ -357,27 +361,17 @@ impl Vfs {
         self.cache.expire(parent);
         match self.listing(parent, Instant::now()) {
             Err(error) => error,
-            Ok(fresh) => match fresh.listing.get(&name) {
+            Ok(fresh) => match fresh.listing.shown(&name) {
                 None => Error::NotFound,
-                Some(item) if item.entry.kind != Kind::Directory => Error::NotADirectory,
+                Some(shown) if shown.kind != Kind::Directory => Error::NotADirectory,
                 Some(_) => error.into(),
             },
         }
     }
 
     /// What is listed, overlaid by what is written and not yet sent.
-    fn attr_of(&self, ino: Ino, item: &Item) -> Attr {
-        let mut attr = self.ownership.attr(ino, item);
-        if attr.kind != Kind::File {
-            return attr;
-        }
-        if let Some(view) = self.handles.view(ino) {
-            attr.size = view.length;
-            if let Some(mtime) = view.mtime {
-                attr.mtime = Mtime { seconds: mtime.seconds, nanos: mtime.nanos };
-            }
-        }
-        attr
+    fn attr_of(&self, ino: Ino, shown: &Shown) -> Attr {
+        overlaid(self.ownership.attr(ino, shown), self.handles.view(ino).as_ref())
     }
 
     fn path(&self, ino: Ino) -> Result<RemotePath> {
@@ -393,7 +387,7 @@ impl Vfs {
         Ok(self.path(parent)?.join(name)?)
     }
 
-    fn place(&self, ino: Ino) -> Option<(Ino, Arc<[u8]>)> {
+    fn place(&self, ino: Ino) -> Option<(Ino, Name)> {
         self.tree().place(ino)
     }
 
@@ -430,6 +424,19 @@ pub struct DirEntry<'a> {
     pub next: u64,
     /// How long the attributes may be believed.
     pub valid: Duration,
+}
+
+/// A file shows what is written to it and not yet sent.
+fn overlaid(mut attr: Attr, view: Option<&View>) -> Attr {
+    if let Some(view) = view
+        && attr.kind == Kind::File
+    {
+        attr.size = view.length;
+        if let Some(mtime) = view.mtime {
+            attr.mtime = Mtime { seconds: mtime.seconds, nanos: mtime.nanos };
+        }
+    }
+    attr
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

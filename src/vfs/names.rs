@@ -124,7 +124,7 @@ impl Vfs {
         }
         let ino = self.tree().intern(parent, name, 0);
         let inside = self.listing(ino, Instant::now())?;
-        if !inside.listing.items().is_empty() {
+        if !inside.listing.is_empty() {
             return Err(Error::NotEmpty);
         }
         let path = self.child_path(parent, name)?;
@@ -133,7 +133,7 @@ impl Vfs {
             if there.is_some() {
                 self.cache.expire(ino);
                 let inside = self.listing(ino, Instant::now())?;
-                let is_empty = inside.listing.items().is_empty();
+                let is_empty = inside.listing.is_empty();
                 return Err(if is_empty { error.into() } else { Error::NotEmpty });
             }
         }
@@ -146,7 +146,7 @@ impl Vfs {
     pub fn rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), mode: RenameMode) -> Result<()> {
         let item = self.require_present(from.0, from.1)?;
         ftp::check_name(to.1)?;
-        let target = self.listing(to.0, Instant::now())?.find(to.1)?.cloned();
+        let target = self.listing(to.0, Instant::now())?.find(to.1)?;
         if target.is_some() && mode == RenameMode::NoReplace {
             return Err(Error::Exists);
         }
@@ -196,7 +196,7 @@ impl Vfs {
     }
 
     fn show_moved(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), item: Item) {
-        let moved = self.cache.known(from.0).and_then(|known| known.get(from.1).cloned());
+        let moved = self.cache.known(from.0).and_then(|known| known.get(from.1));
         self.cache.remove(from.0, from.1);
         let mut item = moved.unwrap_or(item);
         item.entry.name = to.1.into();
@@ -236,7 +236,7 @@ impl Vfs {
         if let Some(other) = other {
             self.forsake(other);
         }
-        let moved = self.cache.known(from.0).and_then(|known| known.get(from.1).cloned());
+        let moved = self.cache.known(from.0).and_then(|known| known.get(from.1));
         self.cache.remove(from.0, from.1);
         if let Some(moved) = moved {
             // What the server has under the name stays known: it is what will be replaced.
@@ -349,7 +349,7 @@ impl Vfs {
     fn require_present(&self, parent: Ino, name: &[u8]) -> Result<Item> {
         self.require_writable()?;
         let fresh = self.listing(parent, Instant::now())?;
-        fresh.find(name)?.cloned().ok_or(Error::NotFound)
+        fresh.find(name)?.ok_or(Error::NotFound)
     }
 
     fn require_absent(&self, parent: Ino, name: &[u8]) -> Result<()> {
@@ -371,13 +371,13 @@ impl Vfs {
         }
         self.cache.expire(parent);
         let fresh = self.listing(parent, Instant::now())?;
-        Ok((fresh.find(name)?.cloned(), error))
+        Ok((fresh.find(name)?, error))
     }
 
     fn show_new(&self, parent: Ino, name: &[u8], item: Item) -> Result<Found> {
         let now = Instant::now();
         let ino = self.tree().intern(parent, name, 1);
-        let attr = self.ownership.attr(ino, &item);
+        let attr = self.ownership.attr(ino, &item.shown());
         self.cache.put(parent, item);
         // The directory was listed for the check before: it says for how long it is believed.
         let until = self.listing(parent, now)?.until;

@@ -208,7 +208,7 @@ impl Vfs {
             fresh.find(directory)?.ok_or(Error::NotFound)?;
             parent = self.tree().intern(parent, directory, 0);
         }
-        let there = self.listing(parent, Instant::now())?.find(name)?.cloned();
+        let there = self.listing(parent, Instant::now())?.find(name)?;
         let mut name = name.clone();
         let (base, traces) = match self.fate(&path, &found, there.as_ref())? {
             Fate::Arrived => {
