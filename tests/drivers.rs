@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use ftpfs::ftp::{Kind, NetworkSettings, Pool, Secret, Target, TlsSettings};
 use ftpfs::fuse::{self, MountSettings, Mounted};
-use ftpfs::vfs::{self, Access, Changes, Ino, Mtime, Options, ROOT, RenameMode, Vfs, When};
+use ftpfs::vfs::{
+    self, Access, Changes, Ino, Mtime, Options, ROOT, ReadAhead, RenameMode, Vfs, When,
+};
 
 use crate::support::server::Server;
 
@@ -144,6 +146,7 @@ pub fn options(ttl: Duration, staging: &Path) -> Options {
         umask: 0o022,
         strict_owner: false,
         staging_dir: staging.to_owned(),
+        read_ahead: ReadAhead::Auto,
     }
 }
 

@@ -90,6 +90,7 @@ impl MountConfig {
             umask: words.umask.unwrap_or_else(system::umask),
             strict_owner: arguments.strict_owner || words.strict_owner,
             staging_dir: staging_dir(environment),
+            read_ahead: arguments.read_ahead.or(words.read_ahead).unwrap_or_default(),
         };
         Ok(Self {
             target,

@@ -27,7 +27,7 @@ pub use error::{Error, Reply};
 pub use listing::{Entry, Kind, Precision, Timestamp};
 pub use network::{Active, NetworkSettings};
 pub use path::{BadName, RemotePath, check_name};
-pub use pool::{Before, Pool, PoolSnapshot};
+pub use pool::{Before, Fetched, Pool, PoolSnapshot, Reserved, Spare};
 pub use proxy::Proxy;
 pub use secret::Secret;
 pub use session::{Session, Stat};

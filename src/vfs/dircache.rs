@@ -133,7 +133,7 @@ impl Listing {
         &self.items
     }
 
-    fn position(&self, name: &[u8]) -> std::result::Result<usize, usize> {
+    pub(crate) fn position(&self, name: &[u8]) -> std::result::Result<usize, usize> {
         self.items.binary_search_by(|item| item.entry.name.as_ref().cmp(name))
     }
 
@@ -288,6 +288,36 @@ impl DirCache {
         let listing = self.install(directory, begun, Listing::new(entries));
         drop(load_ends);
         Ok(Fresh { listing, until: begun + self.ttl, is_stale: false })
+    }
+
+    /// The listing that may be used without asking.
+    pub(crate) fn fresh(&self, directory: Ino, now: Instant) -> Option<Arc<Listing>> {
+        self.lock().fresh(directory, now, self.ttl).map(|fresh| fresh.listing)
+    }
+
+    /// Lists a directory before it is asked for; whoever asks meanwhile waits for it. Nothing is
+    /// done, and nobody waited for, where that is under way or not needed: the caller has a
+    /// connection that others may need.
+    pub(crate) fn list_ahead(
+        &self,
+        directory: Ino,
+        load: impl FnOnce() -> Result<Vec<Entry>>,
+    ) -> Result<()> {
+        let begun = Instant::now();
+        {
+            let mut state = self.lock();
+            if state.loading.contains_key(&directory)
+                || state.fresh(directory, begun, self.ttl).is_some()
+            {
+                return Ok(());
+            }
+            state.loading.insert(directory, Vec::new());
+        }
+        let load_ends = LoadEnds { cache: self, directory };
+        let entries = load()?;
+        self.install(directory, begun, Listing::new(entries));
+        drop(load_ends);
+        Ok(())
     }
 
     /// What was known before the server stopped answering, unless the user wants each look to

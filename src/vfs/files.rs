@@ -1,13 +1,12 @@
 //! Content: open, create, read, write, flush, release.
 
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::attr::Version;
 use super::dircache::Item;
 use super::error::{Error, Result};
-use super::handles::{Access, Shared};
-use super::reader::Reader;
+use super::handles::{Access, OpenFile, Shared};
 use super::staging::{Committed, Staged, remove_quietly};
 use super::tree::Ino;
 use super::{Found, Vfs, now_mtime};
@@ -58,6 +57,9 @@ impl Vfs {
             }
             Ok(())
         })?;
+        if !access.write && !truncate {
+            self.prefetch.opened(parent, &fresh.listing, ino, &name);
+        }
         Ok(Opened { fh, is_unsized })
     }
 
@@ -71,7 +73,7 @@ impl Vfs {
         stage: impl FnOnce() -> Result<()>,
     ) -> Result<u64> {
         self.tree().pin(ino);
-        let fh = self.handles.open_file(ino, access, Reader::new(version));
+        let fh = self.handles.open_file(ino, access, version);
         match stage() {
             Ok(()) => Ok(fh),
             Err(error) => {
@@ -82,6 +84,7 @@ impl Vfs {
     }
 
     fn stage_existing(&self, ino: Ino, item: &Item) -> Result<Shared> {
+        self.prefetch.forget(ino);
         self.handles.stage(ino, || {
             Staged::of_existing(&self.options.staging_dir, Version::of(item), item.shown_mode())
         })
@@ -142,6 +145,11 @@ impl Vfs {
                 return Ok(take(&staged.read_at(offset, length)?));
             }
         }
+        if let Some(bytes) = self.read_ahead_of(&file) {
+            let begin = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+            let end = begin.saturating_add(length).min(bytes.len());
+            return Ok(take(bytes.get(begin..end).unwrap_or_default()));
+        }
         let path = self.path(file.ino)?;
         let mut reader = file.reader.lock().unwrap_or_else(PoisonError::into_inner);
         match reader.read(&self.pool, &path, fh, offset, length) {
@@ -154,6 +162,13 @@ impl Vfs {
                 Err(error)
             }
         }
+    }
+
+    /// The whole content, if it was fetched before it was asked for; looked for once, so that one
+    /// handle has one source.
+    fn read_ahead_of<'a>(&self, file: &'a OpenFile) -> Option<&'a Arc<Vec<u8>>> {
+        let look = || self.prefetch.take(file.ino, &file.version);
+        file.ahead.get_or_init(|| if file.access.write { None } else { look() }).as_ref()
     }
 
     /// Writes at `offset`, or at the end for a handle opened to append.
@@ -239,6 +254,7 @@ impl Vfs {
         // After a failure nobody knows what the server has.
         let committed =
             staged.commit(&self.pool, &path).inspect_err(|_| self.expire_parent(ino))?;
+        self.prefetch.forget(ino);
         if let (Some(committed), Some((parent, name))) = (committed, self.place(ino)) {
             self.show_committed(parent, &name, &committed);
         }

@@ -6,7 +6,8 @@
 //! complete listing says so.
 //!
 //! Locks: a reader or a staged file is held during I/O, and before `Tree`, `DirCache`, `Handles`
-//! and `Pool`; those four are leaves, never nested, never held across I/O.
+//! and `Pool`; those four are leaves, never nested, never held across I/O. So is the plan of
+//! `Prefetch`, but for I/O: it too is held before the leaves.
 
 mod attr;
 mod attributes;
@@ -16,9 +17,11 @@ mod files;
 mod handles;
 mod journal;
 mod names;
+mod prefetch;
 mod reader;
 mod recovery;
 mod sender;
+mod shelf;
 mod staging;
 mod tree;
 mod window;
@@ -33,12 +36,15 @@ pub use error::{Error, Result};
 pub use files::Opened;
 pub use handles::Access;
 pub use names::RenameMode;
+pub use prefetch::ReadAhead;
 pub use recovery::{LeftOver, left_over};
+pub use shelf::AheadBytes;
 pub use tree::{Ino, ROOT};
 
 use attr::Ownership;
 use dircache::{DirCache, Fresh, Item};
 use handles::{Handles, OpenDirectory, Unstaged};
+use prefetch::{Parts, Prefetch};
 use staging::OWN_PREFIX;
 use tree::Tree;
 
@@ -59,6 +65,8 @@ pub struct Options {
     pub strict_owner: bool,
     /// Where files being written are kept; private to the user.
     pub staging_dir: PathBuf,
+    /// Work ahead of those who walk through the tree.
+    pub read_ahead: ReadAhead,
 }
 
 /// A file that is not on the server yet.
@@ -87,9 +95,10 @@ pub struct Vfs {
     ownership: Ownership,
     base: RemotePath,
     mounted: Mtime,
-    tree: Mutex<Tree>,
-    cache: DirCache,
-    handles: Handles,
+    tree: Arc<Mutex<Tree>>,
+    cache: Arc<DirCache>,
+    handles: Arc<Handles>,
+    prefetch: Prefetch,
 }
 
 impl Vfs {
@@ -100,13 +109,22 @@ impl Vfs {
         // A load may retry on a second connection, each within the time-out at every step:
         // waiting for somebody else's load four times as long means that it hangs.
         let patience = pool.timeout() * 4;
+        let parts = Parts {
+            pool: Arc::clone(&pool),
+            base: pool.base(),
+            tree: Arc::new(Mutex::new(Tree::new())),
+            cache: Arc::new(DirCache::new(options.ttl, patience)),
+            handles: Arc::default(),
+            ttl: options.ttl,
+        };
         Ok(Self {
             ownership,
             base: pool.base(),
             mounted: now_mtime(),
-            tree: Mutex::new(Tree::new()),
-            cache: DirCache::new(options.ttl, patience),
-            handles: Handles::default(),
+            tree: Arc::clone(&parts.tree),
+            cache: Arc::clone(&parts.cache),
+            handles: Arc::clone(&parts.handles),
+            prefetch: Prefetch::new(parts, options.read_ahead),
             pool,
             options,
         })
@@ -115,6 +133,11 @@ impl Vfs {
     /// The connections, for a status report.
     pub fn pool(&self) -> &Arc<Pool> {
         &self.pool
+    }
+
+    /// What was read before it was asked for.
+    pub fn ahead(&self) -> AheadBytes {
+        self.prefetch.counted()
     }
 
     /// The entry of a name. Counts as one look-up of its inode. An absent name is an error only
@@ -166,6 +189,7 @@ impl Vfs {
     pub fn opendir(&self, ino: Ino) -> Result<u64> {
         let fresh = self.listing(ino, Instant::now())?;
         self.tree().pin(ino);
+        self.prefetch.entered(ino, &fresh.listing);
         let directory = OpenDirectory { ino, listing: fresh.listing, until: fresh.until };
         Ok(self.handles.open_directory(directory))
     }
@@ -311,8 +335,10 @@ impl Vfs {
 
     fn load(&self, directory: Ino) -> Result<Vec<Entry>> {
         let path = self.path(directory)?;
+        let begun = Instant::now();
         match self.pool.ask(|session| session.list(&path)) {
             Ok(mut entries) => {
+                self.prefetch.note_step(begun.elapsed());
                 entries.retain(|entry| !is_own_name(&entry.name));
                 Ok(entries)
             }
