@@ -161,6 +161,19 @@ impl Direct {
         Self::over(target(server, connections), ttl).unwrap()
     }
 
+    /// With work ahead as wanted, not by the default.
+    pub fn reading_ahead(
+        server: &Server,
+        connections: usize,
+        ttl: Duration,
+        read_ahead: ReadAhead,
+    ) -> Self {
+        let staging = tempfile::tempdir().unwrap();
+        let pool = Pool::open(target(server, connections)).unwrap();
+        let options = Options { read_ahead, ..options(ttl, staging.path()) };
+        Self { vfs: Vfs::new(pool, options).unwrap(), staging }
+    }
+
     pub fn over(target: Target, ttl: Duration) -> std::result::Result<Self, ftpfs::ftp::Error> {
         Self::staged_in(tempfile::tempdir().unwrap(), target, ttl)
     }

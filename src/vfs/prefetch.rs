@@ -233,7 +233,7 @@ impl Shared {
 
     /// One more thread, if all there are have work.
     fn staff(self: &Arc<Self>, state: &mut State) {
-        let most = self.parts.pool.snapshot().limit.saturating_sub(1).max(1);
+        let most = self.parts.pool.snapshot().limit.saturating_sub(1);
         if state.threads > state.busy || state.threads >= most || state.is_closed {
             return;
         }

@@ -97,7 +97,7 @@ impl Shared {
             return None;
         }
         // One is left to the next request, unless a request is at work on its own already.
-        if free > 1 || (free == 1 && (state.limit == 1 || state.foreground() > 0)) {
+        if free > 1 || (free == 1 && state.foreground() > 0) {
             let clean = state.free.iter().rposition(|session| !session.owes());
             let session = state.free.remove(clean.unwrap_or(free - 1));
             return Some(Way::Free(Box::new(session)));
@@ -125,15 +125,14 @@ impl State {
     }
 
     /// The most that work ahead of need may have now: all but one; where several requests are at
-    /// work, all but theirs and one. With a single connection there is work ahead only while
-    /// nothing else goes on.
+    /// work, all but theirs and one. A single connection has none: what it fetched meanwhile would
+    /// be no sooner there, and the program that has just opened a file would wait for the next.
     fn most_spares(&self) -> usize {
-        match (self.limit, self.foreground()) {
-            (0 | 1, 0) => 1,
-            (0 | 1, _) => 0,
-            (limit, 0 | 1) => limit - 1,
-            (limit, busy) => limit.saturating_sub(busy + 1),
-        }
+        let kept = match self.foreground() {
+            0 | 1 => 1,
+            busy => busy + 1,
+        };
+        self.limit.saturating_sub(kept)
     }
 }
 

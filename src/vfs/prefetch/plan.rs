@@ -230,7 +230,7 @@ impl Walk {
     fn files_ahead(&self) -> usize {
         match self.files.checked_sub(EVIDENCE) {
             None => 0,
-            Some(more) if more < 3 => 4 << more,
+            Some(0) => FILES / 4,
             Some(_) => FILES,
         }
     }
