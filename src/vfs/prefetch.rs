@@ -36,6 +36,11 @@ const LIFE: Duration = Duration::from_secs(60);
 /// How long a thread waits for a connection before it looks whether the work is still wanted.
 const TURN: Duration = Duration::from_millis(100);
 
+/// A server whose listings take less is near: what they cost is work of the processors at both ends,
+/// and there is no wait that work ahead could fill. Measured on loopback: 1 ms a listing, and walks
+/// up to half as slow again with further connections.
+const NEAR: Duration = Duration::from_millis(4);
+
 /// Names kept in the tree for what was done ahead; a walk has at most 64 in its window.
 const HELD: usize = 2048;
 
@@ -201,6 +206,10 @@ impl Shared {
     /// The walk moved: what is wanted now?
     fn plan_on(self: &Arc<Self>, state: &mut State, now: Instant) {
         state.moved = now;
+        if Duration::from_micros(self.step_micros.load(Ordering::Relaxed)) < NEAR {
+            state.queue.clear();
+            return;
+        }
         self.refill(state, now);
         if !state.queue.is_empty() {
             self.changed.notify_one();
