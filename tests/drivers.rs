@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use ftpfs::ftp::{Kind, NetworkSettings, Pool, Secret, Target, TlsSettings};
 use ftpfs::fuse::{self, MountSettings, Mounted};
-use ftpfs::vfs::{self, Access, Changes, Ino, Mtime, Options, ROOT, RenameMode, Vfs, When};
+use ftpfs::vfs::{
+    self, Access, Changes, Ino, Mtime, Options, ROOT, ReadAhead, RenameMode, Vfs, When,
+};
 
 use crate::support::server::Server;
 
@@ -145,6 +147,7 @@ pub fn options(ttl: Duration, staging: &Path) -> Options {
         strict_owner: false,
         staging_dir: staging.to_owned(),
         writing: vfs::WritePolicy::default(),
+        read_ahead: ReadAhead::Auto,
     }
 }
 
@@ -157,6 +160,19 @@ pub struct Direct {
 impl Direct {
     pub fn new(server: &Server, connections: usize, ttl: Duration) -> Self {
         Self::over(target(server, connections), ttl).unwrap()
+    }
+
+    /// With work ahead as wanted, not by the default.
+    pub fn reading_ahead(
+        server: &Server,
+        connections: usize,
+        ttl: Duration,
+        read_ahead: ReadAhead,
+    ) -> Self {
+        let staging = tempfile::tempdir().unwrap();
+        let pool = Pool::open(target(server, connections)).unwrap();
+        let options = Options { read_ahead, ..options(ttl, staging.path()) };
+        Self { vfs: Vfs::new(pool, options).unwrap(), staging }
     }
 
     pub fn over(target: Target, ttl: Duration) -> std::result::Result<Self, ftpfs::ftp::Error> {

@@ -10,6 +10,7 @@
 // Nothing is exported from a test binary.
 #![allow(unreachable_pub)]
 
+mod ahead;
 mod arrows;
 mod budget;
 mod drivers;

@@ -92,6 +92,7 @@ impl MountConfig {
             strict_owner: arguments.strict_owner || words.strict_owner,
             staging_dir: staging_dir(environment),
             writing,
+            read_ahead: arguments.read_ahead.or(words.read_ahead).unwrap_or_default(),
         };
         Ok(Self {
             target,

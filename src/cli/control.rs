@@ -34,7 +34,7 @@ pub(crate) enum Request {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Answer {
-    Status(Report),
+    Status(Box<Report>),
     /// Still sending.
     Draining {
         files: usize,
@@ -62,6 +62,7 @@ pub(crate) struct Report {
     /// Why nothing is asked of the server just now.
     pub(crate) trouble: Option<String>,
     pub(crate) connections: Connections,
+    pub(crate) read_ahead: Ahead,
     pub(crate) pending: Vec<Unsent>,
 }
 
@@ -73,6 +74,14 @@ pub(crate) struct Connections {
     pub(crate) free: usize,
     pub(crate) parked: usize,
     pub(crate) leased: usize,
+}
+
+/// See [`crate::vfs::AheadBytes`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ahead {
+    pub(crate) fetched_bytes: u64,
+    pub(crate) read_bytes: u64,
+    pub(crate) unread_bytes: u64,
 }
 
 /// A file that is not on the server yet.
@@ -133,7 +142,7 @@ fn answer(socket: &UnixStream, served: Arc<dyn Served>) -> io::Result<()> {
     let mut line = String::new();
     BufReader::new(socket).read_line(&mut line)?;
     match serde_json::from_str(&line)? {
-        Request::Status => send(socket, &Answer::Status(served.report())),
+        Request::Status => send(socket, &Answer::Status(Box::new(served.report()))),
         Request::Retry => drain(socket, &*served),
         request @ (Request::Drain | Request::Leave) => {
             if request == Request::Drain {
@@ -222,7 +231,7 @@ fn report(path: &Path) -> Option<Report> {
     let mut line = Line::open(path).ok()?;
     line.ask(Request::Status).ok()?;
     match line.hear(PATIENCE) {
-        Ok(Some(Answer::Status(report))) => Some(report),
+        Ok(Some(Answer::Status(report))) => Some(*report),
         _ => None,
     }
 }

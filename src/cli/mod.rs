@@ -37,9 +37,11 @@ use config::MountConfig;
 use credentials::Environment;
 use exit::{Failure, Status, TABLE};
 use network::NetworkArguments;
-use options::{parse_connections, parse_timeout, parse_ttl};
+use options::{parse_connections, parse_read_ahead, parse_timeout, parse_ttl};
 use tls::TlsArguments;
 use writing::WritingArguments;
+
+use crate::vfs::ReadAhead;
 
 /// Mounts an FTP server as a folder.
 #[derive(Debug, Parser)]
@@ -92,6 +94,11 @@ struct MountArguments {
     /// The longest wait without progress; then the program gets an error [default: 30].
     #[arg(long, value_name = "SECONDS", value_parser = parse_timeout)]
     timeout: Option<Duration>,
+
+    /// List folders and fetch small files before a program that walks through them asks: auto or
+    /// off [default: auto].
+    #[arg(long, value_name = "WHEN", value_parser = parse_read_ahead)]
+    read_ahead: Option<ReadAhead>,
 
     /// Refuse chown to another user, instead of accepting it without effect.
     #[arg(long)]

@@ -12,7 +12,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::config::MountConfig;
-use super::control::{Connections, Control, Report, Served, Unsent};
+use super::control::{Ahead, Connections, Control, Report, Served, Unsent};
 use super::daemon::{self, Ready};
 use super::exit::{Failure, Status};
 use super::{control, log as messages, mounts, system};
@@ -275,6 +275,7 @@ impl Served for State {
     fn report(&self) -> Report {
         let pool = self.vfs.pool();
         let snapshot = pool.snapshot();
+        let ahead = self.vfs.ahead();
         Report {
             mountpoint: self.config.mountpoint.clone(),
             source: self.config.settings.source.clone(),
@@ -291,6 +292,11 @@ impl Served for State {
                 free: snapshot.free,
                 parked: snapshot.parked,
                 leased: snapshot.leased,
+            },
+            read_ahead: Ahead {
+                fetched_bytes: ahead.fetched,
+                read_bytes: ahead.read,
+                unread_bytes: ahead.unread,
             },
             pending: self.vfs.pending().into_iter().map(unsent).collect(),
         }

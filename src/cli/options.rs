@@ -9,6 +9,7 @@ use super::exit::Failure;
 use super::network::NetworkArguments;
 use super::tls::TlsArguments;
 use super::writing::WritingArguments;
+use crate::vfs::ReadAhead;
 
 /// More connections than this help no server, and FUSE loops are started for each.
 const MOST_CONNECTIONS: usize = 64;
@@ -70,6 +71,7 @@ pub(crate) struct Words {
     pub(crate) ttl: Option<Duration>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) connections: Option<usize>,
+    pub(crate) read_ahead: Option<ReadAhead>,
     pub(crate) password_file: Option<PathBuf>,
     pub(crate) netrc: Option<PathBuf>,
     pub(crate) log: Option<PathBuf>,
@@ -116,6 +118,7 @@ impl Words {
             "ttl" => self.ttl = Some(parse_ttl(&text()).map_err(bad)?),
             "timeout" => self.timeout = Some(parse_timeout(&text()).map_err(bad)?),
             "connections" => self.connections = Some(parse_connections(&text()).map_err(bad)?),
+            "read_ahead" => self.read_ahead = Some(parse_read_ahead(&text()).map_err(bad)?),
             "password_file" => self.password_file = Some(path()),
             "netrc" => self.netrc = Some(path()),
             "log" => self.log = Some(path()),
@@ -151,6 +154,15 @@ pub(crate) fn parse_connections(text: &str) -> Result<usize, String> {
         .ok()
         .filter(|count| (1..=MOST_CONNECTIONS).contains(count))
         .ok_or_else(|| format!("must be a number from 1 to {MOST_CONNECTIONS}"))
+}
+
+/// Shall work be done before it is asked for?
+pub(crate) fn parse_read_ahead(text: &str) -> Result<ReadAhead, String> {
+    match text {
+        "off" => Ok(ReadAhead::Off),
+        "auto" => Ok(ReadAhead::Auto),
+        _ => Err("must be off or auto".into()),
+    }
 }
 
 fn seconds(text: &str) -> Option<Duration> {
@@ -201,6 +213,7 @@ mod tests {
             ("timeout=0", "timeout=0"),
             ("connections=0", "connections=0"),
             ("ttl=nan", "ttl=nan"),
+            ("read_ahead=no", "read_ahead=no"),
         ] {
             assert!(read(list).unwrap_err().message.contains(said), "{list}");
         }

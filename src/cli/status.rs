@@ -69,6 +69,15 @@ fn write_report(text: &mut String, report: &Report) {
         connections.parked,
         connections.leased
     );
+    let ahead = &report.read_ahead;
+    if ahead.fetched_bytes > 0 {
+        let _ = writeln!(
+            text,
+            "  read ahead: {}, of which {} were never read",
+            size(ahead.fetched_bytes),
+            size(ahead.unread_bytes)
+        );
+    }
     let protection = if report.protection.is_empty() { "none" } else { &report.protection };
     let _ = writeln!(text, "  encryption: {protection}");
     if let Some(trouble) = &report.trouble {

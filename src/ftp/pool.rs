@@ -5,6 +5,8 @@
 //! limit allows, or takes the oldest parked one, whose reader opens again when it reads on. So
 //! idle readers never starve anybody, and no call holds one connection while it waits for another.
 
+mod spare;
+
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -26,6 +28,8 @@ use super::store::{
     may_travel,
 };
 use super::transfer::{Download, Upload};
+
+pub use spare::{Fetched, Reserved, Spare};
 
 /// The first pause after a failed connection; doubled with each further failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -92,6 +96,9 @@ impl Pool {
             tickets: 0,
             down: None,
             closed: false,
+            spares: 0,
+            last_parked: None,
+            no_spare_until: None,
         };
         let shared = Arc::new(Shared {
             connector: Connector::new(target)?,
@@ -99,6 +106,7 @@ impl Pool {
             changed: Condvar::new(),
             born: Instant::now(),
             progress_millis: AtomicU64::new(0),
+            login_micros: AtomicU64::new(0),
         });
         let pool = Arc::new(Self { shared });
         pool.lease()?.give_back();
@@ -412,7 +420,7 @@ impl Pool {
 
     /// Does anybody wait for a connection?
     pub fn is_wanted(&self) -> bool {
-        !lock(&self.shared.state).waiting.is_empty()
+        self.shared.is_wanted()
     }
 
     /// Keeps a half-read download for the handle until it reads on or somebody needs its
@@ -423,6 +431,7 @@ impl Pool {
             if state.closed {
                 Some((handle, (download, Instant::now())))
             } else {
+                state.last_parked = Some(Instant::now());
                 state.parked.push(handle, (download, Instant::now()))
             }
         };
@@ -497,6 +506,8 @@ pub(crate) struct Shared {
     born: Instant,
     /// When something last moved on any connection, in milliseconds since `born`.
     progress_millis: AtomicU64,
+    /// How long a login takes, in microseconds: a mean in which the last counts for a quarter.
+    login_micros: AtomicU64,
 }
 
 struct State {
@@ -512,6 +523,12 @@ struct State {
     tickets: u64,
     down: Option<Down>,
     closed: bool,
+    /// How many connections work ahead of need has; none of them is free or parked.
+    spares: usize,
+    /// When a half-read download was last parked.
+    last_parked: Option<Instant>,
+    /// No connection is opened for work ahead of need before this.
+    no_spare_until: Option<Instant>,
 }
 
 /// The server did not answer: until `until` nobody tries again.
@@ -640,8 +657,12 @@ impl Shared {
     /// A new session; `None` when the server allows no more than there are: then the caller waits
     /// its turn.
     fn connect(self: &Arc<Self>, slot: Slot, tries: usize) -> Result<Option<Session>, Error> {
+        let started = Instant::now();
         let opened = self.connector.open(slot);
         lock(&self.state).connecting -= 1;
+        if opened.is_ok() {
+            self.note_login(started.elapsed());
+        }
         let result = self.sort_opened(opened, tries);
         // Whoever waited for the outcome sees it now.
         self.changed.notify_all();
@@ -717,6 +738,21 @@ impl Shared {
         };
         drop(surplus);
         self.changed.notify_all();
+    }
+
+    fn is_wanted(&self) -> bool {
+        !lock(&self.state).waiting.is_empty()
+    }
+
+    fn note_login(&self, took: Duration) {
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let before = self.login_micros.load(Ordering::Relaxed);
+        let mean = if before == 0 { micros } else { before / 4 * 3 + micros / 4 };
+        self.login_micros.store(mean, Ordering::Relaxed);
+    }
+
+    fn login_time(&self) -> Duration {
+        Duration::from_micros(self.login_micros.load(Ordering::Relaxed))
     }
 
     fn note_progress(&self) {

@@ -144,6 +144,36 @@ impl DirCache {
         self.lock().listings.peek(&directory).map(|cached| Arc::clone(&cached.listing))
     }
 
+    /// The listing that may be used without asking.
+    pub(crate) fn fresh(&self, directory: Ino, now: Instant) -> Option<Arc<Listing>> {
+        self.lock().fresh(directory, now, self.ttl).map(|fresh| fresh.listing)
+    }
+
+    /// Lists a directory before it is asked for; whoever asks meanwhile waits for it. Nothing is
+    /// done, and nobody waited for, where that is under way or not needed: the caller has a
+    /// connection that others may need.
+    pub(crate) fn list_ahead(
+        &self,
+        directory: Ino,
+        load: impl FnOnce() -> Result<Entries>,
+    ) -> Result<()> {
+        let begun = Instant::now();
+        {
+            let mut state = self.lock();
+            if state.loading.contains_key(&directory)
+                || state.fresh(directory, begun, self.ttl).is_some()
+            {
+                return Ok(());
+            }
+            state.loading.insert(directory, Vec::new());
+        }
+        let load_ends = LoadEnds { cache: self, directory };
+        let entries = load()?;
+        self.install(directory, begun, &entries);
+        drop(load_ends);
+        Ok(())
+    }
+
     /// The older listing is merged without the lock: what changes meanwhile is in `loading`, and is
     /// applied after that.
     fn install(&self, directory: Ino, begun: Instant, entries: &Entries) -> Arc<Listing> {

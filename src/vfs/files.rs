@@ -1,14 +1,13 @@
 //! Content: open, create, read, write, flush, release.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use super::attr::Version;
 use super::commit::Committed;
 use super::dircache::Item;
 use super::error::{Error, Result};
-use super::handles::{Access, Shared};
-use super::reader::Reader;
+use super::handles::{Access, OpenFile, Shared};
 use super::replace::remove_quietly;
 use super::staging::{Place, Staged, Start, Urgency};
 use super::tree::Ino;
@@ -60,6 +59,9 @@ impl Vfs {
             }
             Ok(())
         })?;
+        if !access.write && !truncate {
+            self.prefetch.opened(parent, &fresh.listing, ino, &name);
+        }
         Ok(Opened { fh, is_unsized })
     }
 
@@ -73,7 +75,7 @@ impl Vfs {
         stage: impl FnOnce() -> Result<()>,
     ) -> Result<u64> {
         self.tree().pin(ino);
-        let fh = self.handles.open_file(ino, access, Reader::new(version));
+        let fh = self.handles.open_file(ino, access, version);
         match stage() {
             Ok(()) => Ok(fh),
             Err(error) => {
@@ -84,6 +86,7 @@ impl Vfs {
     }
 
     fn stage_existing(&self, ino: Ino, item: &Item) -> Result<Shared> {
+        self.prefetch.forget(ino);
         self.handles
             .stage(ino, || Staged::of_existing(&self.room, Version::of(item), item.shown_mode()))
     }
@@ -143,6 +146,11 @@ impl Vfs {
             let path = path.unwrap_or_else(|_| RemotePath::root());
             return Ok(take(&staged.read(&self.at(file.ino, &path), offset, length)?));
         }
+        if let Some(bytes) = self.read_ahead_of(&file) {
+            let begin = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+            let end = begin.saturating_add(length).min(bytes.len());
+            return Ok(take(bytes.get(begin..end).unwrap_or_default()));
+        }
         let path = path?;
         let mut reader = file.reader.lock().unwrap_or_else(PoisonError::into_inner);
         match reader.read(&self.pool, &path, fh, offset, length) {
@@ -155,6 +163,13 @@ impl Vfs {
                 Err(error)
             }
         }
+    }
+
+    /// The whole content, if it was fetched before it was asked for; looked for once, so that one
+    /// handle has one source.
+    fn read_ahead_of<'a>(&self, file: &'a OpenFile) -> Option<&'a Arc<Vec<u8>>> {
+        let look = || self.prefetch.take(file.ino, &file.version);
+        file.ahead.get_or_init(|| if file.access.write { None } else { look() }).as_ref()
     }
 
     /// Writes at `offset`, or at the end for a handle opened to append.
@@ -253,6 +268,7 @@ impl Vfs {
             .inspect_err(|_| self.expire_parent(ino))?;
         let Some(committed) = committed else { return Ok(()) };
         self.queue.drop_one(ino);
+        self.prefetch.forget(ino);
         if let Some((parent, name)) = self.place(ino) {
             self.show_committed(parent, &name, &committed);
         }

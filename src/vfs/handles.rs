@@ -1,8 +1,9 @@
 //! Open handles, and the staged file of each inode that is being written.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use super::attr::Version;
 use super::dircache::{Item, Listing};
 use super::error::{Error, Result};
 use super::journal::Mark;
@@ -24,6 +25,10 @@ pub struct Access {
 pub(crate) struct OpenFile {
     pub(crate) ino: Ino,
     pub(crate) access: Access,
+    /// Of the content when it was opened.
+    pub(crate) version: Version,
+    /// That content if it was fetched ahead, once it was looked for.
+    pub(crate) ahead: OnceLock<Option<Arc<Vec<u8>>>>,
     /// Held during I/O: one transfer for one handle. Before Tree, DirCache and Pool.
     pub(crate) reader: Mutex<Reader>,
 }
@@ -78,8 +83,9 @@ pub(crate) enum Unstaged {
 }
 
 impl Handles {
-    pub(crate) fn open_file(&self, ino: Ino, access: Access, reader: Reader) -> u64 {
-        let file = OpenFile { ino, access, reader: Mutex::new(reader) };
+    pub(crate) fn open_file(&self, ino: Ino, access: Access, version: Version) -> u64 {
+        let reader = Mutex::new(Reader::new(version));
+        let file = OpenFile { ino, access, version, ahead: OnceLock::new(), reader };
         let mut state = self.lock();
         *state.opens.entry(ino).or_insert(0) += 1;
         state.insert(Handle::File(Arc::new(file)))

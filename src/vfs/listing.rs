@@ -299,8 +299,26 @@ impl Listing {
         self.places().filter_map(|(chunk, at)| chunk.item(at))
     }
 
+    /// The index of a name.
+    pub(crate) fn position(&self, name: &[u8]) -> Option<usize> {
+        let number = self.chunk_of(name);
+        let at = self.chunks.get(number)?.position(name).ok()?;
+        let before = self.chunks.get(..number)?.iter().map(|chunk| chunk.entries.len());
+        Some(before.sum::<usize>() + at)
+    }
+
+    /// Each made when it is asked for, from an index on.
+    pub(crate) fn items_from(&self, from: usize) -> impl Iterator<Item = Item> {
+        self.places_from(from).filter_map(|(chunk, at)| chunk.item(at))
+    }
+
     /// Names, and what `stat` shows of them, from an index on.
     pub(crate) fn rows(&self, from: usize) -> impl Iterator<Item = (&[u8], Shown)> {
+        let places = self.places_from(from);
+        places.filter_map(|(chunk, at)| Some((chunk.entries.name(at), chunk.shown(at)?)))
+    }
+
+    fn places_from(&self, from: usize) -> impl Iterator<Item = (&Chunk, usize)> {
         let mut skip = from;
         let mut first = 0;
         while let Some(chunk) = self.chunks.get(first)
@@ -310,8 +328,9 @@ impl Listing {
             first += 1;
         }
         let chunks = self.chunks.get(first..).unwrap_or_default().iter();
-        let places = chunks.flat_map(|chunk| (0..chunk.entries.len()).map(move |at| (chunk, at)));
-        places.skip(skip).filter_map(|(chunk, at)| Some((chunk.entries.name(at), chunk.shown(at)?)))
+        let places =
+            chunks.flat_map(|chunk| (0..chunk.entries.len()).map(move |at| (&**chunk, at)));
+        places.skip(skip)
     }
 
     fn places(&self) -> impl Iterator<Item = (&Chunk, usize)> {

@@ -6,7 +6,8 @@
 //! complete listing says so.
 //!
 //! Locks: a reader or a staged file is held during I/O, and before `Tree`, `DirCache`, `Handles`
-//! and `Pool`; those four are leaves, never nested, never held across I/O.
+//! and `Pool`; those four are leaves, never nested, never held across I/O. So is the plan of
+//! `Prefetch`, but for I/O: it too is held before the leaves.
 
 mod attr;
 mod attributes;
@@ -20,12 +21,14 @@ mod journal;
 mod listing;
 mod names;
 mod policy;
+mod prefetch;
 mod ranges;
 mod reader;
 mod recovery;
 mod replace;
 mod room;
 mod sender;
+mod shelf;
 mod staging;
 mod tree;
 mod window;
@@ -42,13 +45,16 @@ pub use files::Opened;
 pub use handles::Access;
 pub use names::RenameMode;
 pub use policy::{OnConflict, UploadMode, WritePolicy};
+pub use prefetch::ReadAhead;
 pub use recovery::{LeftOver, TakenUp, forget_left_over, left_over};
+pub use shelf::AheadBytes;
 pub use tree::{Ino, ROOT};
 
 use attr::{Ownership, Shown};
 use dircache::{DirCache, Fresh};
 use handles::{Handles, OpenDirectory, Unstaged};
 use journal::Marks;
+use prefetch::{Parts, Prefetch};
 use replace::is_own_name;
 use room::Room;
 use staging::{Urgency, View};
@@ -73,6 +79,8 @@ pub struct Options {
     /// Where files being written are kept; private to the user.
     pub staging_dir: PathBuf,
     pub writing: WritePolicy,
+    /// Work ahead of those who walk through the tree.
+    pub read_ahead: ReadAhead,
 }
 
 /// A file that is not on the server yet.
@@ -103,9 +111,10 @@ pub struct Vfs {
     ownership: Ownership,
     base: RemotePath,
     mounted: Mtime,
-    tree: Mutex<Tree>,
-    cache: DirCache,
-    handles: Handles,
+    tree: Arc<Mutex<Tree>>,
+    cache: Arc<DirCache>,
+    handles: Arc<Handles>,
+    prefetch: Prefetch,
     room: Arc<Room>,
     marks: Marks,
     queue: Arc<Queue>,
@@ -121,13 +130,22 @@ impl Vfs {
         // A load may retry on a second connection, each within the time-out at every step:
         // waiting for somebody else's load four times as long means that it hangs.
         let patience = pool.timeout() * 4;
+        let parts = Parts {
+            pool: Arc::clone(&pool),
+            base: pool.base(),
+            tree: Arc::new(Mutex::new(Tree::new())),
+            cache: Arc::new(DirCache::new(options.ttl, patience)),
+            handles: Arc::default(),
+            ttl: options.ttl,
+        };
         Ok(Self {
             ownership,
             base: pool.base(),
             mounted: now_mtime(),
-            tree: Mutex::new(Tree::new()),
-            cache: DirCache::new(options.ttl, patience),
-            handles: Handles::default(),
+            tree: Arc::clone(&parts.tree),
+            cache: Arc::clone(&parts.cache),
+            handles: Arc::clone(&parts.handles),
+            prefetch: Prefetch::new(parts, options.read_ahead),
             room: Arc::new(Room::new(&options.staging_dir, options.writing.cache_size)),
             marks: Marks { dir: options.staging_dir.clone(), server: pool.server_name() },
             queue: Arc::default(),
@@ -140,6 +158,11 @@ impl Vfs {
     /// The connections, for a status report.
     pub fn pool(&self) -> &Arc<Pool> {
         &self.pool
+    }
+
+    /// What was read before it was asked for.
+    pub fn ahead(&self) -> AheadBytes {
+        self.prefetch.counted()
     }
 
     /// The entry of a name. Counts as one look-up of its inode. An absent name is an error only
@@ -191,6 +214,7 @@ impl Vfs {
     pub fn opendir(&self, ino: Ino) -> Result<u64> {
         let fresh = self.listing(ino, Instant::now())?;
         self.tree().pin(ino);
+        self.prefetch.entered(ino, &fresh.listing);
         let directory = OpenDirectory { ino, listing: fresh.listing, until: fresh.until };
         Ok(self.handles.open_directory(directory))
     }
@@ -344,8 +368,12 @@ impl Vfs {
 
     fn load(&self, directory: Ino) -> Result<Entries> {
         let path = self.path(directory)?;
+        let begun = Instant::now();
         match self.pool.ask(|session| session.list(&path)) {
-            Ok(entries) => Ok(entries.without(is_own_name)),
+            Ok(entries) => {
+                self.prefetch.note_step(begun.elapsed());
+                Ok(entries.without(is_own_name))
+            }
             Err(error @ ftp::Error::Refused(_)) => Err(self.why_refused(directory, error)),
             Err(error) => Err(error.into()),
         }
