@@ -130,7 +130,10 @@ fn serve(config: &MountConfig, ready: &mut Option<Ready>) -> Result<(), Failure>
     if let Some(taken_up) = taken_up {
         // In the background: a mount must not wait for gigabytes of yesterday.
         let vfs = Arc::clone(&vfs);
-        std::thread::spawn(move || vfs.send_taken_up(taken_up));
+        std::thread::spawn(move || {
+            vfs.try_patching();
+            vfs.send_taken_up(taken_up);
+        });
     }
     log::info!("{} is mounted at {}", config.settings.source, config.mountpoint.display());
     if ready.take().is_some_and(|ready| ready.tell().is_err()) {

@@ -373,7 +373,10 @@ impl Pool {
             };
             match self.store(&store) {
                 Ok(StoreOutcome::Done(stored)) => Ok(stored.size),
-                Ok(StoreOutcome::Guarded(_)) | Err(Error::Refused(_)) => Ok(None),
+                Ok(StoreOutcome::Guarded(_)) => Ok(None),
+                // Not of the offset, but of the name: that says nothing of the server.
+                Err(error @ Error::Refused(_)) if placement == Placement::Whole => Err(error),
+                Err(Error::Refused(_)) => Ok(None),
                 Err(Error::WrongSize { has, .. }) => Ok(Some(has)),
                 Err(error) => Err(error),
             }

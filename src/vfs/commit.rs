@@ -6,14 +6,14 @@ use std::ops::Range;
 use super::attr::Version;
 use super::content::Delta;
 use super::error::{Error, Result};
-use super::journal::Purpose;
+use super::journal::{Marks, Purpose};
 use super::names::conflict_name;
 use super::policy::{OnConflict, UploadMode, WritePolicy};
 use super::replace::{beside, remove_quietly, replace, replace_by_turns};
 use super::sender::Sender;
 use super::staging::{Job, Place, SEND_AHEAD_FROM, Staged};
 use crate::ftp::{
-    self, Guard, Look, Placement, RemotePath, Renamed, Store, StoreOutcome, Stored, TailHabit,
+    self, Guard, Look, Placement, Pool, RemotePath, Renamed, Store, StoreOutcome, Stored, TailHabit,
     Timestamp,
 };
 
@@ -315,36 +315,40 @@ impl Errand<'_> {
     }
 
     fn tail(&self) -> Result<TailHabit> {
-        let scratch = beside(self.place.path)?;
-        let _mark = self.place.marks.set(Purpose::Scratch, &scratch, self.place.path);
-        Ok(self.place.pool.tail_habit(&scratch)?)
+        tail(self.place.pool, self.place.marks, self.place.path)
     }
 
     /// Each changed range over the old bytes.
     fn patch(&mut self, ranges: &[Range<u64>]) -> Attempt {
         let (path, pool) = (self.place.path, self.place.pool);
-        if !self.job.traces.may_be_partly_there
-            && self.policy.on_conflict != OnConflict::Overwrite
-            && !self.agrees(&pool.look(path)?)
-        {
-            return Ok(Err(Conflict));
-        }
-        self.job.traces.may_be_partly_there = true;
+        // Before the first range only: after it the file is neither theirs nor quite ours.
+        let is_unpatched = !self.job.traces.may_be_partly_there;
+        let agrees = |look: &Look| {
+            let Some(base) = self.job.base else { return true };
+            let Look::There(stat) = look else { return true };
+            base.agrees_with(&Version::of_stat(stat))
+        };
         let mut size = self.job.layout.base_length;
         let mut last = None;
         for (index, range) in ranges.iter().enumerate() {
             let is_last = index + 1 == ranges.len();
             size = size.max(range.end);
             let store = Store {
+                guard: self.guard(&agrees).filter(|_| is_unpatched && index == 0),
                 mode: self.job.mode.filter(|_| is_last),
                 mtime: self.job.mtime.map(|time| time.seconds).filter(|_| is_last),
                 ..self.plain_store(path, Placement::At(range.start), range.clone())
             };
-            match pool.store(&store)? {
-                StoreOutcome::Guarded(_) => return Ok(Err(Conflict)),
-                StoreOutcome::Done(stored) => {
-                    check_size(&stored, size)?;
-                    last = Some(stored);
+            let stored = match pool.store(&store) {
+                Ok(StoreOutcome::Guarded(_)) => return Ok(Err(Conflict)),
+                Ok(StoreOutcome::Done(stored)) => check_size(&stored, size).map(|()| stored),
+                Err(error) => Err(error.into()),
+            };
+            match stored {
+                Ok(stored) => last = Some(stored),
+                Err(error) => {
+                    self.job.traces.may_be_partly_there = true;
+                    return Err(error);
                 }
             }
         }
@@ -502,6 +506,17 @@ impl Errand<'_> {
             told(self.job.layout.present.prefix());
         }
         Ok(())
+    }
+}
+
+/// What an upload at an offset does to what is behind it; tried once, on a file beside this one.
+pub(crate) fn tail(pool: &Pool, marks: &Marks, path: &RemotePath) -> Result<TailHabit> {
+    let scratch = beside(path)?;
+    let _mark = marks.set(Purpose::Scratch, &scratch, path);
+    match pool.tail_habit(&scratch) {
+        // Not here, perhaps elsewhere.
+        Err(ftp::Error::Refused(_)) => Ok(TailHabit::Loses),
+        habit => Ok(habit?),
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use super::attr::Version;
-use super::commit::Committed;
+use super::commit::{self, Committed};
 use super::dircache::Item;
 use super::error::{Error, Result};
 use super::handles::{Access, OpenFile, Shared};
@@ -183,6 +183,17 @@ impl Vfs {
         // As in `read`.
         let path = self.path(file.ino).unwrap_or_else(|_| RemotePath::root());
         staged.write(&self.at(file.ino, &path), start, bytes)
+    }
+
+    /// Finds out how the server takes changes in the middle of a file, before the first one is
+    /// waited for. What cannot be found out now is when it is needed.
+    pub fn try_patching(&self) {
+        if self.options.writing.patch_in_place
+            && let Ok(path) = self.base.join(b"scratch")
+            && let Err(error) = commit::tail(&self.pool, &self.marks, &path)
+        {
+            log::info!("changes in place are not tried yet: {error}");
+        }
     }
 
     /// How to get to a file on the server.
