@@ -7,7 +7,7 @@ use super::attr::Version;
 use super::dircache::Item;
 use super::error::{Error, Result};
 use super::handles::{Access, Shared};
-use super::reader::Reader;
+use super::reader::{Reader, leave_parked};
 use super::staging::{Committed, Staged, remove_quietly};
 use super::tree::Ino;
 use super::{Found, Vfs, now_mtime};
@@ -71,7 +71,8 @@ impl Vfs {
         stage: impl FnOnce() -> Result<()>,
     ) -> Result<u64> {
         self.tree().pin(ino);
-        let fh = self.handles.open_file(ino, access, Reader::new(version));
+        let fh =
+            self.handles.open_file(ino, access, Reader::counted(version, self.handles.memory()));
         match stage() {
             Ok(()) => Ok(fh),
             Err(error) => {
@@ -145,7 +146,12 @@ impl Vfs {
         let path = self.path(file.ino)?;
         let mut reader = file.reader.lock().unwrap_or_else(PoisonError::into_inner);
         match reader.read(&self.pool, &path, fh, offset, length) {
-            Ok(bytes) => Ok(take(bytes)),
+            Ok(bytes) => {
+                let taken = take(bytes);
+                drop(reader);
+                self.handles.limit_memory(fh);
+                Ok(taken)
+            }
             Err(error) => {
                 if matches!(error, Error::Stale(_) | Error::Denied(_)) {
                     // What was listed is no longer true.
@@ -198,9 +204,7 @@ impl Vfs {
 
     /// The last descriptor is closed. Nobody hears an error any more: what is unsent stays staged.
     pub fn release(&self, fh: u64) {
-        if let Some(download) = self.pool.resume(fh) {
-            download.leave(false);
-        }
+        leave_parked(&self.pool, fh);
         let Some(closed) = self.handles.close(fh) else { return };
         if closed.was_last {
             self.forsake_if_worthless(closed.ino);

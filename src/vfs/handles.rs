@@ -1,13 +1,18 @@
 //! Open handles, and the staged file of each inode that is being written.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::dircache::{Item, Listing};
 use super::error::{Error, Result};
-use super::reader::Reader;
+use super::reader::{Memory, Reader};
 use super::staging::{Shown, Staged, View};
 use super::tree::Ino;
+
+/// What all readers together may hold: four busy ones with windows of 4 MiB, and as much again
+/// for those that rest. Half of what the whole process may take.
+const READ_MEMORY: usize = 32 * 1024 * 1024;
 
 /// What a file was opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +56,8 @@ pub(crate) type Shared = Arc<Mutex<Staged>>;
 pub(crate) struct Handles {
     /// Leaf lock.
     state: Mutex<State>,
+    /// What the readers of all handles hold.
+    memory: Memory,
 }
 
 #[derive(Debug, Default)]
@@ -83,6 +90,34 @@ impl Handles {
         let mut state = self.lock();
         *state.opens.entry(ino).or_insert(0) += 1;
         state.insert(Handle::File(Arc::new(file)))
+    }
+
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Lets readers other than that of `fh`, which has just read, give up what they hold, until
+    /// all together hold little enough. Those at work keep theirs.
+    pub(crate) fn limit_memory(&self, fh: u64) {
+        if self.memory.load(Ordering::Relaxed) <= READ_MEMORY {
+            return;
+        }
+        let mut files: Vec<_> = (self.lock().handles.iter())
+            .filter_map(|(other, handle)| match handle {
+                Handle::File(file) if *other != fh => Some((*other, Arc::clone(file))),
+                _ => None,
+            })
+            .collect();
+        // Those opened first are the likeliest to be idle.
+        files.sort_by_key(|(other, _)| *other);
+        for (_, file) in files {
+            if let Ok(mut reader) = file.reader.try_lock() {
+                reader.rest();
+            }
+            if self.memory.load(Ordering::Relaxed) <= READ_MEMORY / 2 {
+                return;
+            }
+        }
     }
 
     pub(crate) fn open_directory(&self, directory: OpenDirectory) -> u64 {
