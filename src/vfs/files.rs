@@ -17,8 +17,9 @@ use crate::ftp::{self, Entry, Kind, Precision, Timestamp};
 #[derive(Clone, Copy, Debug)]
 pub struct Opened {
     pub fh: u64,
-    /// The size is not known: the kernel must ask for every byte instead of trusting its length.
-    pub is_unsized: bool,
+    /// The kernel must ask for every byte: it cannot trust its length, as the size is not known,
+    /// or the user wants nothing kept.
+    pub is_direct: bool,
 }
 
 /// Under which a transfer that fills a staged file is parked: handles count from 1 and never get
@@ -58,7 +59,8 @@ impl Vfs {
             }
             Ok(())
         })?;
-        Ok(Opened { fh, is_unsized })
+        let is_direct = is_unsized || (self.options.direct_io && !access.write);
+        Ok(Opened { fh, is_direct })
     }
 
     /// Registers the handle before its file is staged: the last of the other handles, closed
@@ -122,7 +124,7 @@ impl Vfs {
         let attr = self.ownership.attr(ino, &item);
         self.cache.put(parent, item);
         let valid = fresh.until.saturating_duration_since(now);
-        Ok((Found { attr, valid }, Opened { fh, is_unsized: false }))
+        Ok((Found { attr, valid }, Opened { fh, is_direct: false }))
     }
 
     /// Gives the bytes at `offset` to `take`: exactly `length`, fewer only at the end of the file.
