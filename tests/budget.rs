@@ -77,6 +77,26 @@ fn another_offset_proves_the_version_first() {
 }
 
 #[test]
+fn several_places_of_one_file_are_read_side_by_side() {
+    let server = Server::start(Dialect::proftpd());
+    server.put("/film", vec![b'x'; 40_000_000]);
+    let fs = Direct::new(&server, 4, Duration::from_secs(600));
+    let mut file = fs.open(b"film", How::READ).unwrap();
+    let places = [0, 20_000_000, 38_000_000];
+    for step in 0..2 {
+        for place in places {
+            file.read_at(place + step * 100_000, 100_000).unwrap();
+            file.read_at(place + step * 100_000 + 50_000, 60_000).unwrap();
+        }
+    }
+    server.clear_commands();
+    for place in places {
+        assert_eq!(file.read_at(place + 210_000, 10_000).unwrap(), vec![b'x'; 10_000]);
+    }
+    assert_eq!(server.commands(), [""; 0]);
+}
+
+#[test]
 fn a_new_file_costs_one_transfer() {
     let (server, fs) = warm(Dialect::proftpd());
     assert_eq!(

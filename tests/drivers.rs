@@ -145,6 +145,7 @@ pub fn options(ttl: Duration, staging: &Path) -> Options {
         gid: own.gid(),
         umask: 0o022,
         strict_owner: false,
+        direct_io: false,
         staging_dir: staging.to_owned(),
         writing: vfs::WritePolicy::default(),
         read_ahead: ReadAhead::Auto,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::drivers::{Direct, Driver, Fail, How, Result, target};
 use crate::support::dialect::Dialect;
 use crate::support::faults::What;
-use crate::support::server::Server;
+use crate::support::server::{PATIENCE, Server};
 
 const LONG: Duration = Duration::from_secs(600);
 

@@ -90,6 +90,7 @@ impl MountConfig {
             gid: words.gid.unwrap_or_else(system::group_id),
             umask: words.umask.unwrap_or_else(system::umask),
             strict_owner: arguments.strict_owner || words.strict_owner,
+            direct_io: arguments.direct_io || words.direct_io,
             staging_dir: staging_dir(environment),
             writing,
             read_ahead: arguments.read_ahead.or(words.read_ahead).unwrap_or_default(),

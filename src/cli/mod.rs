@@ -104,6 +104,11 @@ struct MountArguments {
     #[arg(long)]
     strict_owner: bool,
 
+    /// Read past the kernel's page cache: faster for large files that are read once, in large
+    /// blocks.
+    #[arg(long)]
+    direct_io: bool,
+
     /// Take the password from the first line of this file; - is standard input.
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,

@@ -13,8 +13,8 @@ use super::replace::{beside, remove_quietly, replace, replace_by_turns};
 use super::sender::Sender;
 use super::staging::{Job, Place, SEND_AHEAD_FROM, Staged};
 use crate::ftp::{
-    self, Guard, Look, Placement, Pool, RemotePath, Renamed, Store, StoreOutcome, Stored, TailHabit,
-    Timestamp,
+    self, Guard, Look, Placement, Pool, RemotePath, Renamed, Store, StoreOutcome, Stored,
+    TailHabit, Timestamp,
 };
 
 /// Below this size a file is sent whole rather than patched in place: the whole then takes no

@@ -8,6 +8,7 @@ use super::commit::{self, Committed};
 use super::dircache::Item;
 use super::error::{Error, Result};
 use super::handles::{Access, OpenFile, Shared};
+use super::reader::leave_parked;
 use super::replace::remove_quietly;
 use super::staging::{Place, Staged, Start, Urgency};
 use super::tree::Ino;
@@ -18,8 +19,9 @@ use crate::ftp::{self, Entry, Kind, Precision, RemotePath, Timestamp};
 #[derive(Clone, Copy, Debug)]
 pub struct Opened {
     pub fh: u64,
-    /// The size is not known: the kernel must ask for every byte instead of trusting its length.
-    pub is_unsized: bool,
+    /// The kernel must ask for every byte: it cannot trust its length, as the size is not known,
+    /// or the user wants nothing kept.
+    pub is_direct: bool,
 }
 
 /// Under which a transfer that fills a staged file is parked: handles count from 1 and never get
@@ -62,7 +64,8 @@ impl Vfs {
         if !access.write && !truncate {
             self.prefetch.opened(parent, &fresh.listing, ino, &name);
         }
-        Ok(Opened { fh, is_unsized })
+        let is_direct = is_unsized || (self.options.direct_io && !access.write);
+        Ok(Opened { fh, is_direct })
     }
 
     /// Registers the handle before its file is staged: the last of the other handles, closed
@@ -125,7 +128,7 @@ impl Vfs {
         let attr = self.ownership.attr(ino, &item.shown());
         self.cache.put(parent, item);
         let valid = fresh.until.saturating_duration_since(now);
-        Ok((Found { attr, valid }, Opened { fh, is_unsized: false }))
+        Ok((Found { attr, valid }, Opened { fh, is_direct: false }))
     }
 
     /// Gives the bytes at `offset` to `take`: exactly `length`, fewer only at the end of the file.
@@ -154,7 +157,12 @@ impl Vfs {
         let path = path?;
         let mut reader = file.reader.lock().unwrap_or_else(PoisonError::into_inner);
         match reader.read(&self.pool, &path, fh, offset, length) {
-            Ok(bytes) => Ok(take(bytes)),
+            Ok(bytes) => {
+                let taken = take(bytes);
+                drop(reader);
+                self.handles.limit_memory(fh);
+                Ok(taken)
+            }
             Err(error) => {
                 if matches!(error, Error::Stale(_) | Error::Denied(_)) {
                     // What was listed is no longer true.
@@ -237,9 +245,7 @@ impl Vfs {
 
     /// The last descriptor is closed. Nobody hears an error any more: what is unsent stays staged.
     pub fn release(&self, fh: u64) {
-        if let Some(download) = self.pool.resume(fh) {
-            download.leave(false);
-        }
+        leave_parked(&self.pool, fh);
         let Some(closed) = self.handles.close(fh) else { return };
         if closed.was_last {
             self.forsake_if_worthless(closed.ino);

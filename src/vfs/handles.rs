@@ -1,15 +1,20 @@
 //! Open handles, and the staged file of each inode that is being written.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::attr::Version;
 use super::dircache::{Item, Listing};
 use super::error::{Error, Result};
 use super::journal::Mark;
-use super::reader::Reader;
+use super::reader::{Memory, Reader};
 use super::staging::{Staged, View};
 use super::tree::Ino;
+
+/// What all readers together may hold: four busy ones with windows of 4 MiB, and as much again
+/// for those that rest. Half of what the whole process may take.
+const READ_MEMORY: usize = 32 * 1024 * 1024;
 
 /// What a file was opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +61,8 @@ pub(crate) type Shared = Arc<Staged>;
 pub(crate) struct Handles {
     /// Leaf lock.
     state: Mutex<State>,
+    /// What the readers of all handles hold.
+    memory: Memory,
 }
 
 #[derive(Debug, Default)]
@@ -84,11 +91,35 @@ pub(crate) enum Unstaged {
 
 impl Handles {
     pub(crate) fn open_file(&self, ino: Ino, access: Access, version: Version) -> u64 {
-        let reader = Mutex::new(Reader::new(version));
+        let reader = Mutex::new(Reader::counted(version, &self.memory));
         let file = OpenFile { ino, access, version, ahead: OnceLock::new(), reader };
         let mut state = self.lock();
         *state.opens.entry(ino).or_insert(0) += 1;
         state.insert(Handle::File(Arc::new(file)))
+    }
+
+    /// Lets readers other than that of `fh`, which has just read, give up what they hold, until
+    /// all together hold little enough. Those at work keep theirs.
+    pub(crate) fn limit_memory(&self, fh: u64) {
+        if self.memory.load(Ordering::Relaxed) <= READ_MEMORY {
+            return;
+        }
+        let mut files: Vec<_> = (self.lock().handles.iter())
+            .filter_map(|(other, handle)| match handle {
+                Handle::File(file) if *other != fh => Some((*other, Arc::clone(file))),
+                _ => None,
+            })
+            .collect();
+        // Those opened first are the likeliest to be idle.
+        files.sort_by_key(|(other, _)| *other);
+        for (_, file) in files {
+            if let Ok(mut reader) = file.reader.try_lock() {
+                reader.rest();
+            }
+            if self.memory.load(Ordering::Relaxed) <= READ_MEMORY / 2 {
+                return;
+            }
+        }
     }
 
     pub(crate) fn open_directory(&self, directory: OpenDirectory) -> u64 {

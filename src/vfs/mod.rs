@@ -76,6 +76,8 @@ pub struct Options {
     pub umask: u16,
     /// Refuse chown to somebody else, instead of accepting it without effect.
     pub strict_owner: bool,
+    /// Reads go past the kernel's page cache: a third of the work, and nothing kept for a second.
+    pub direct_io: bool,
     /// Where files being written are kept; private to the user.
     pub staging_dir: PathBuf,
     pub writing: WritePolicy,

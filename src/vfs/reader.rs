@@ -1,49 +1,72 @@
-//! Reads a file over downloads, carrying out the window's plan.
+//! Reads a file over downloads, carrying out the windows' plan.
 //!
-//! A download is taken from the pool at the start of a read and parked there at its end. All bytes
-//! that one reader gives out belong to one version of the file: before a second transfer is opened
-//! the server is asked whether the file is still the same (one round trip).
+//! A download is taken from the pool at the start of a read and parked there at its end, one for
+//! each window. All bytes that one reader gives out belong to one version of the file: before a
+//! second transfer is opened the server is asked whether the file is still the same.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::attr::Version;
 use super::error::{Error, Result};
-use super::window::{Plan, TAIL, Window};
+use super::window::{MOST, Plan, TAIL, Window, plan};
 use crate::ftp::{self, Download, Pool, RemotePath};
 
 /// How often a read that lost its connection is taken up again where it stopped.
 const TRIES: usize = 3;
 
+/// The bits of a key that name the window; the handle is in those below, which count from 1.
+const WINDOW_SHIFT: u32 = 56;
+
+/// What all readers hold together, in bytes.
+pub(crate) type Memory = Arc<AtomicUsize>;
+
 /// The reading side of one open file.
 #[derive(Debug)]
 pub(crate) struct Reader {
     version: Version,
-    window: Window,
+    windows: Vec<Window>,
+    /// Counts reads, so that it is known which window was used last.
+    uses: u64,
     /// A transfer was opened before, so another one must bring the same version.
     was_opened: bool,
     /// Every byte given out so far came over one transfer from the file's beginning.
     is_one_stretch: bool,
     /// Data that end here need no further proof: the size as listed, where it does not bind.
     expected: Option<u64>,
+    memory: Memory,
+    /// The part of `memory` that is ours.
+    held: usize,
 }
 
 impl Reader {
     pub(crate) fn new(version: Version) -> Self {
+        Self::counted(version, &Memory::default())
+    }
+
+    /// One of those whose memory is limited together.
+    pub(crate) fn counted(version: Version, memory: &Memory) -> Self {
         Self {
             version,
-            window: Window::default(),
+            windows: Vec::new(),
+            uses: 0,
             was_opened: false,
             is_one_stretch: true,
             expected: None,
+            memory: Arc::clone(memory),
+            held: 0,
         }
     }
 
     /// To the true end of the file, which may be beyond the one that was listed a while ago.
     pub(crate) fn to_end(version: Version) -> Self {
-        let expected = version.size;
-        Self { expected, ..Self::new(Version { size: None, ..version }) }
+        let mut reader = Self::new(Version { size: None, ..version });
+        reader.expected = version.size;
+        reader
     }
 
     /// The bytes at `offset`: exactly `length` of them, fewer only at the end of the file; no
-    /// more than 2 MiB (the kernel asks for 1 MiB at most). The download is parked under `key`.
+    /// more than 2 MiB (the kernel asks for 1 MiB at most). Downloads are parked under `key`.
     pub(crate) fn read(
         &mut self,
         pool: &Pool,
@@ -55,22 +78,44 @@ impl Reader {
         if length > TAIL {
             return Err(Error::Invalid);
         }
+        self.uses += 1;
         let mut tries = 0;
-        let length = loop {
+        let (index, length) = loop {
             let length = self.clip(offset, length);
-            if length == 0 || self.window.plan(offset, length) == Plan::Serve {
-                break length;
+            if length == 0 {
+                return Ok(&[]);
             }
-            match self.fetch(pool, path, key, offset, length) {
+            let plan = plan(&self.windows, offset, length);
+            if let Plan::Serve(index) = plan {
+                break (index, length);
+            }
+            let fetched = self.fetch(pool, path, key, plan, offset, length);
+            self.count_memory();
+            match fetched {
                 Ok(()) => {}
                 Err(Error::Io(text) | Error::Unreachable(text)) if tries + 1 < TRIES => {
                     tries += 1;
-                    log::info!("reading {path}: {text}; going on at {}", self.window.end());
+                    log::info!("reading {path}: {text}; once more");
                 }
                 Err(error) => return Err(error),
             }
         };
-        Ok(self.window.bytes(offset, length))
+        let Some(window) = self.windows.get_mut(index) else { return Ok(&[]) };
+        window.note_use(self.uses);
+        Ok(window.bytes(offset, length))
+    }
+
+    /// Gives all memory back; a read that goes on where one stopped needs none of it.
+    pub(crate) fn rest(&mut self) {
+        self.windows.iter_mut().for_each(Window::forget);
+        self.count_memory();
+    }
+
+    fn count_memory(&mut self) {
+        let now = self.windows.iter().map(Window::memory).sum();
+        self.memory.fetch_add(now, Ordering::Relaxed);
+        self.memory.fetch_sub(self.held, Ordering::Relaxed);
+        self.held = now;
     }
 
     /// No more than the file has. A size that nobody knows is found by reading to the end.
@@ -85,53 +130,110 @@ impl Reader {
         pool: &Pool,
         path: &RemotePath,
         key: u64,
+        plan: Plan,
         offset: u64,
         length: usize,
     ) -> Result<()> {
-        let mut download = self.download(pool, path, key, offset, length)?;
-        let wanted = offset + length as u64;
-        while self.window.end() < wanted {
-            let left = self.version.size.unwrap_or(u64::MAX).saturating_sub(self.window.end());
-            let count = download.read(self.window.room(left))?;
+        let (index, mut download) = match plan {
+            Plan::Serve(_) => return Ok(()),
+            Plan::ReadThrough(index) => self.go_on(pool, path, key, index, offset)?,
+            Plan::Open(place) => self.jump(pool, path, key, place, offset)?,
+        };
+        let size = self.version.size.unwrap_or(u64::MAX);
+        let wanted = offset.saturating_add(length as u64);
+        let Some(window) = self.windows.get_mut(index) else { return Err(Error::Invalid) };
+        while window.end() < wanted {
+            let left = size.saturating_sub(window.end());
+            let count = download.read(window.room(wanted - window.end(), left))?;
             if count == 0 {
-                return self.end_early(download, pool, path);
+                let end = window.end();
+                return self.end_early(download, pool, path, end);
             }
-            self.window.filled(count);
+            window.filled(count);
         }
-        if self.version.size.is_some_and(|size| self.window.end() >= size) {
+        if window.end() >= size {
             download.leave(true);
         } else {
-            pool.park(key, download);
+            pool.park(parked_key(key, window.number()), download);
         }
         Ok(())
     }
 
-    /// The parked download if it is the one to go on with, else a new one.
-    fn download(
+    /// The parked download of a window, or another one that takes its place.
+    fn go_on(
         &mut self,
         pool: &Pool,
         path: &RemotePath,
         key: u64,
+        index: usize,
         offset: u64,
-        length: usize,
-    ) -> Result<Download> {
-        let parked = pool.resume(key);
-        let plan = self.window.plan(offset, length);
-        if let Some(download) = parked {
-            if plan == Plan::ReadThrough && download.position() == self.window.end() {
-                return Ok(download);
+    ) -> Result<(usize, Download)> {
+        let Some(window) = self.windows.get_mut(index) else { return Err(Error::Invalid) };
+        window.go_on();
+        let end = window.end();
+        if let Some(download) = pool.resume(parked_key(key, window.number())) {
+            if download.position() == end {
+                return Ok((index, download));
             }
             download.leave(false);
         }
+        if offset > end {
+            // Without a transfer under way nothing is gained by reading through the gap.
+            return self.jump(pool, path, key, Some(index), offset);
+        }
+        Ok((index, self.open_at(pool, path, end)?))
+    }
+
+    /// A window and a transfer that begin at `offset`, in the place of a window if one is named.
+    /// What was only looked at is over with a jump: its connection is used for this one.
+    fn jump(
+        &mut self,
+        pool: &Pool,
+        path: &RemotePath,
+        key: u64,
+        place: Option<usize>,
+        offset: u64,
+    ) -> Result<(usize, Download)> {
+        for (index, window) in self.windows.iter().enumerate() {
+            if (!window.goes_on() || place == Some(index))
+                && let Some(download) = pool.resume(parked_key(key, window.number()))
+            {
+                download.leave(false);
+            }
+        }
+        let download = self.open_at(pool, path, offset)?;
+        let goes_on = place.and_then(|place| self.windows.get(place)).is_some_and(|window| {
+            // The same reader after a small gap: its download was only taken away.
+            window.goes_on() && window.is_near(offset)
+        });
+        let mut window = Window::at(offset, self.free_number(place));
+        if goes_on {
+            window.go_on();
+        }
+        let index = place.unwrap_or(self.windows.len());
+        match self.windows.get_mut(index) {
+            Some(old) => *old = window,
+            None => self.windows.push(window),
+        }
+        Ok((index, download))
+    }
+
+    /// A number for a new window: that of the one it replaces, or one that no window has.
+    fn free_number(&self, place: Option<usize>) -> u64 {
+        match place.and_then(|place| self.windows.get(place)) {
+            Some(old) => old.number(),
+            None => self.windows.len() as u64,
+        }
+    }
+
+    /// A transfer from `offset` on, of the version that was opened. The only place where the two
+    /// questions meet: what proves the version may travel with what opens the transfer.
+    fn open_at(&mut self, pool: &Pool, path: &RemotePath, offset: u64) -> Result<Download> {
         if self.was_opened {
             self.confirm(pool, path)?;
         }
-        let from = if plan == Plan::Reopen { offset } else { self.window.end() };
-        let download = pool.download(path, from)?;
-        if from != self.window.end() {
-            self.window.restart(from);
-            self.is_one_stretch = false;
-        }
+        let download = pool.download(path, offset)?;
+        self.is_one_stretch &= offset == 0 && !self.was_opened;
         self.was_opened = true;
         Ok(download)
     }
@@ -152,8 +254,13 @@ impl Reader {
     /// The data ended before the size that was listed, or where no size is known. The transfer was
     /// cut (a proxy may do that properly, and the server may not notice), or the file became
     /// shorter: then what was read is still one version if it is one stretch.
-    fn end_early(&mut self, download: Download, pool: &Pool, path: &RemotePath) -> Result<()> {
-        let end = self.window.end();
+    fn end_early(
+        &mut self,
+        download: Download,
+        pool: &Pool,
+        path: &RemotePath,
+        end: u64,
+    ) -> Result<()> {
         let was_cut = download.was_cut();
         download.finish()?;
         if self.expected != Some(end) {
@@ -173,4 +280,23 @@ impl Reader {
         self.version.size = Some(end);
         Ok(())
     }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.memory.fetch_sub(self.held, Ordering::Relaxed);
+    }
+}
+
+/// The handle is closed: no download waits for it any more.
+pub(crate) fn leave_parked(pool: &Pool, key: u64) {
+    for number in 0..MOST as u64 {
+        if let Some(download) = pool.resume(parked_key(key, number)) {
+            download.leave(false);
+        }
+    }
+}
+
+fn parked_key(key: u64, number: u64) -> u64 {
+    key | number << WINDOW_SHIFT
 }

@@ -15,7 +15,7 @@ use super::files::new_item;
 use super::journal::{self, LeftBehind, Leftover, Purpose, damaged, left_behind, leftovers};
 use super::names::conflict_name;
 use super::policy::OnConflict;
-use super::reader::Reader;
+use super::reader::{Reader, leave_parked};
 use super::replace::{move_once, remove_quietly};
 use super::staging::{Staged, Traces, Urgency};
 use super::tree::{Ino, ROOT};
@@ -24,6 +24,9 @@ use crate::ftp::{Look, RemotePath};
 
 /// How much is compared at a time; a reader gives up to 2 MiB.
 const BLOCK: u64 = 256 * 1024;
+
+/// Under which a transfer that compares is parked: neither handles nor inodes get there.
+const COMPARE_KEY: u64 = 1 << 62;
 
 /// A file that an ended process left on the local disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -333,16 +336,14 @@ impl Vfs {
             let mut at = range.start;
             while at < range.end && is_same {
                 let length = usize::try_from(BLOCK.min(range.end - at)).unwrap_or(0);
-                let theirs = reader.read(&self.pool, path, u64::MAX, at, length)?;
+                let theirs = reader.read(&self.pool, path, COMPARE_KEY, at, length)?;
                 let ours = block.get_mut(..theirs.len()).unwrap_or_default();
                 is_same =
                     !theirs.is_empty() && local.read_exact_at(ours, at).is_ok() && ours == theirs;
                 at += theirs.len() as u64;
             }
         }
-        if let Some(download) = self.pool.resume(u64::MAX) {
-            download.leave(false);
-        }
+        leave_parked(&self.pool, COMPARE_KEY);
         Ok(is_same)
     }
 }

@@ -17,7 +17,7 @@ use super::error::{Error, Result};
 use super::files::now_stamp;
 use super::journal::{self, Durability, LeftBehind, Marks, Note};
 use super::policy::WritePolicy;
-use super::reader::Reader;
+use super::reader::{Reader, leave_parked};
 use super::room::Room;
 use super::sender::Sender;
 use crate::ftp::{Pool, RemotePath, Timestamp};
@@ -555,9 +555,7 @@ impl Staged {
             }
         };
         *source = None;
-        if let Some(download) = place.pool.resume(place.key) {
-            download.leave(false);
-        }
+        leave_parked(place.pool, place.key);
         Ok(state.settle(&job, sent)?)
     }
 
