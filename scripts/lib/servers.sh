@@ -51,6 +51,10 @@ need_certificate() {
   [ -s "$TLS_CERT" ] || make_certificate "$TLS_CERT" "ftpfs test" 3650
 }
 
+# How such a server is mounted.
+scheme() { case ${TLS:-} in '') echo ftp ;; explicit) echo ftpes ;; *) echo ftps ;; esac; }
+tls_options() { [ -z "${TLS:-}" ] || echo "--tls-ca $TLS_CERT.crt"; }
+
 # The libraries that the unpacked servers lack, by the packages they depend on.
 install_libraries() {
   local server lacking=()
