@@ -14,6 +14,7 @@ mod arrows;
 mod budget;
 mod drivers;
 mod faults;
+mod full;
 mod functional;
 mod hostile;
 mod model;

@@ -18,7 +18,8 @@ SERVER_DIR=$CACHE_DIR/servers
 SERVER_PIDS=()
 # The owner of what is served. Not nobody: vsftpd 3.0.3 enters the home first, and that has none.
 SERVER_USER=daemon
-PAM_FILE=/etc/pam.d/ftpfs-test
+# One for each run: the end of another run must not take it away.
+PAM_FILE=/etc/pam.d/ftpfs-test-$$
 
 install_servers() {
   packages python3 python3-venv openssl binutils || return 1
