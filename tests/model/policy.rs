@@ -69,3 +69,15 @@ pub fn keeps_bits_set_while_open() -> bool {
 pub fn follows_what_is_sent_ahead() -> bool {
     false
 }
+
+/// Does a mount after a kill tell what nobody else changed from what was changed, also where a time was
+/// not known, or only to the minute? If not, what is unsent may be put beside the file.
+pub fn knows_what_it_replaces() -> bool {
+    false
+}
+
+/// Is a truncation by name sent at once where only readers have the file open? They do not send it when
+/// they close it.
+pub fn sends_what_is_cut_beside_readers() -> bool {
+    false
+}

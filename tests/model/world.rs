@@ -415,7 +415,7 @@ impl World {
                 brief(after.server.get(path))
             ));
         }
-        self.model.adopt(actual);
+        self.adopt_server();
         Ok(())
     }
 
@@ -424,6 +424,7 @@ impl World {
         let Some(live) = self.model.lives.get(&id) else { return Ok(End::Not) };
         let Some(path) = live.path.clone() else { return Ok(End::Not) };
         if live.handles > 0 || self.is_pending(&path) {
+            self.model.lives.get_mut(&id).unwrap().was_refused = true;
             return Ok(End::Not);
         }
         let (is_empty, is_new) = (live.bytes.is_empty(), live.is_new);
