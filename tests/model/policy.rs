@@ -81,3 +81,14 @@ pub fn knows_what_it_replaces() -> bool {
 pub fn sends_what_is_cut_beside_readers() -> bool {
     false
 }
+
+/// Is a file that was removed, or replaced, while it is open left alone by the `close` of its writers?
+/// As long as it is not, a close that fails makes it pending for ever.
+pub fn never_sends_what_is_unlinked() -> bool {
+    false
+}
+
+/// Does what is noted of an unsent file follow the rename of a directory above it?
+pub fn notes_follow_a_directory() -> bool {
+    false
+}
