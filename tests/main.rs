@@ -15,6 +15,7 @@ mod arrows;
 mod budget;
 mod drivers;
 mod faults;
+mod full;
 mod functional;
 mod hostile;
 mod lane;

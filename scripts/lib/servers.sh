@@ -18,7 +18,8 @@ SERVER_DIR=$CACHE_DIR/servers
 SERVER_PIDS=()
 # The owner of what is served. Not nobody: vsftpd 3.0.3 enters the home first, and that has none.
 SERVER_USER=daemon
-PAM_FILE=/etc/pam.d/ftpfs-test
+# One for each run: the end of another run must not take it away.
+PAM_FILE=/etc/pam.d/ftpfs-test-$$
 
 install_servers() {
   packages python3 python3-venv openssl binutils || return 1
@@ -50,6 +51,10 @@ need_certificate() {
   TLS_CERT=${TLS_CERT:-$CACHE_DIR/server.pem}
   [ -s "$TLS_CERT" ] || make_certificate "$TLS_CERT" "ftpfs test" 3650
 }
+
+# How such a server is mounted.
+scheme() { case ${TLS:-} in '') echo ftp ;; explicit) echo ftpes ;; *) echo ftps ;; esac; }
+tls_options() { [ -z "${TLS:-}" ] || echo "--tls-ca $TLS_CERT.crt"; }
 
 # The libraries that the unpacked servers lack, by the packages they depend on.
 install_libraries() {

@@ -152,6 +152,14 @@ pub fn draw(random: &mut Random, mood: Mood) -> Vec<Op> {
             });
         }
         ops.push(operation(random, mood));
+        if mood.has_faults() && random.below(12) == 0 {
+            // What could not be sent must outlive its process: drawn on purpose, as it takes three.
+            let (what, on) = (13 + random.below(7) as u8, 1);
+            ops.push(Op::Append { handle: byte(random), length: length(random) });
+            ops.push(Op::Fault { what, on, nth: 1, times: 9 });
+            ops.push(Op::Close { handle: byte(random) });
+            ops.push([Op::Kill, Op::Kill, Op::Look { path: path(random) }][random.below(3)]);
+        }
     }
     ops
 }

@@ -1,6 +1,9 @@
 //! What is not a call of a program: the other client, and the beginning and end of the mount.
 
-use super::policy::{ON_CONFLICT, OnConflict, cleans_the_server_after_a_kill, is_conflict_copy};
+use super::policy::{
+    ON_CONFLICT, OnConflict, cleans_the_server_after_a_kill, is_conflict_copy,
+    knows_what_it_replaces, sends_what_is_cut_beside_readers,
+};
 use super::reference::{Call, File, Node, Reply, brief, brief_bytes, is_within, parent, show};
 use super::world::{Check, End, World};
 use crate::drivers::Direct;
@@ -263,11 +266,23 @@ impl World {
         let lives = std::mem::take(&mut self.model.lives);
         let (actual, _) = self.tree();
         for live in lives.into_values().filter(|live| live.is_dirty) {
-            let Some(path) = live.path else { continue };
+            let Some(path) = live.path.clone() else { continue };
             let is = actual.get(&path);
             let is_ours = matches!(is, Some(Node::File(file)) if file.bytes == live.bytes);
+            let name = path.rsplit('/').next().unwrap();
+            let copy = actual.iter().find(|(other, node)| {
+                let other_name = other.rsplit('/').next().unwrap();
+                let is_beside =
+                    parent(other) == parent(&path) && is_conflict_copy(other_name, name);
+                is_beside && live.is_ours(node)
+            });
+            if let (false, Some((other, node)), false) = (is_ours, copy, knows_what_it_replaces()) {
+                self.model.server.insert(other.clone(), node.clone());
+                continue;
+            }
             // Whoever had it open was promised nothing; a failed `close` was promised another try.
-            if live.handles == 0 && !is_ours {
+            let is_promised = live.was_refused || sends_what_is_cut_beside_readers();
+            if live.handles == 0 && is_promised && !is_ours {
                 let ours = brief_bytes(&live.bytes);
                 return Err(format!("unsent {path} ({ours}) is {} after a kill", brief(is)));
             }

@@ -73,3 +73,26 @@ pub fn keeps_bits_set_while_open() -> bool {
 pub fn follows_what_is_sent_ahead() -> bool {
     true
 }
+
+/// Does a mount after a kill tell what nobody else changed from what was changed, also where a time was
+/// not known, or only to the minute? If not, what is unsent may be put beside the file.
+pub fn knows_what_it_replaces() -> bool {
+    false
+}
+
+/// Is a truncation by name sent at once where only readers have the file open? They do not send it when
+/// they close it.
+pub fn sends_what_is_cut_beside_readers() -> bool {
+    false
+}
+
+/// Is a file that was removed, or replaced, while it is open left alone by the `close` of its writers?
+/// As long as it is not, a close that fails makes it pending for ever.
+pub fn never_sends_what_is_unlinked() -> bool {
+    false
+}
+
+/// Does what is noted of an unsent file follow the rename of a directory above it?
+pub fn notes_follow_a_directory() -> bool {
+    false
+}

@@ -44,6 +44,8 @@ pub struct Live {
     pub handles: usize,
     /// The other client did something to its name.
     pub is_contested: bool,
+    /// A call that should have sent it failed: it will be tried again, whatever happens.
+    pub was_refused: bool,
     /// What it is if the bytes that were there before ours are theirs: nobody had asked for them.
     pub over_theirs: Option<Vec<u8>>,
 }
@@ -246,6 +248,7 @@ impl Reference {
             mode: None,
             handles: 0,
             is_contested: false,
+            was_refused: false,
             over_theirs: None,
         };
         self.lives.insert(self.last_live, live);
@@ -431,7 +434,9 @@ impl Reference {
     /// A file that nobody has open and that could not be sent.
     pub fn keep_unsent(&mut self, path: &str, bytes: Vec<u8>) {
         let id = self.bring_to_life(path, bytes, !self.server.contains_key(path));
-        self.lives.get_mut(&id).unwrap().is_dirty = true;
+        let live = self.lives.get_mut(&id).unwrap();
+        live.is_dirty = true;
+        live.was_refused = true;
     }
 
     /// Is this the unsent content of the path? It may be sent at any time before it must be.

@@ -44,6 +44,8 @@ pub struct World {
     pub(super) trouble: Option<Trouble>,
     /// Something went wrong so far, and files of our own may be left on the server.
     pub(super) may_leave_own: bool,
+    /// A directory moved with something unsent in it.
+    has_old_notes: bool,
     mode: Mode,
     timeout: Duration,
     /// Of contents and of times.
@@ -60,6 +62,7 @@ impl World {
             fhs: Vec::new(),
             trouble: None,
             may_leave_own: false,
+            has_old_notes: false,
             mode,
             timeout,
             count: 0,
@@ -98,6 +101,7 @@ impl World {
                 self.their_rename(PATHS[from as usize], PATHS[to as usize]);
             }
             Op::Remount => self.remount()?,
+            Op::Kill if self.has_old_notes => return Ok(End::Here),
             Op::Kill => self.kill()?,
             Op::Drain => self.drain()?,
             _ => {
@@ -245,6 +249,11 @@ impl World {
             let is_ahead = |live: &Live| live.bytes.len() > 1_000_000 && live.handles > 0;
             let mut below = self.model.lives.values().filter(|live| is_ahead(live));
             let is_moved = |live: &Live| live.path.as_ref().is_some_and(|p| is_within(p, from));
+            let mut unsent = self.model.lives.values().filter(|live| live.was_refused);
+            let is_below = |live: &Live| {
+                live.path.as_ref().is_some_and(|path| path != from && is_within(path, from))
+            };
+            self.has_old_notes |= !policy::notes_follow_a_directory() && unsent.any(is_below);
             self.may_leave_own |= !policy::follows_what_is_sent_ahead() && below.any(is_moved);
         }
         let before = self.model.clone();
@@ -366,15 +375,24 @@ impl World {
         match call {
             Call::Close { handle } => {
                 let live = self.model.handles[*handle].live;
+                if self.live_of(*handle).path.is_none() && !policy::never_sends_what_is_unlinked() {
+                    return Ok(End::Here);
+                }
                 self.model.drop_handle(*handle);
                 self.after_failed_commit(live, &after).map_err(|wrong| format!("{told}: {wrong}"))
             }
             Call::Truncate { path, .. } => {
-                let was_open = self.model.live_at(path).is_some();
-                if let (false, Some(Node::File(file))) = (was_open, after.server.get(path))
-                    && self.is_pending(path)
-                {
-                    self.model.keep_unsent(path, file.bytes.clone());
+                // It may be cut here and unsent, or as it was: what is shown tells.
+                let cut = after.visible(path);
+                let (true, Some(Node::File(cut))) = (self.is_pending(path), cut) else {
+                    return Ok(End::Not);
+                };
+                let shown = self.fs().stat(path.as_bytes());
+                if shown.is_ok_and(|shown| shown.size == cut.bytes.len() as u64) {
+                    match self.model.live_at(path) {
+                        Some(id) => self.model.lives.get_mut(&id).unwrap().bytes = cut.bytes,
+                        None => self.model.keep_unsent(path, cut.bytes),
+                    }
                 }
                 Ok(End::Not)
             }
@@ -415,7 +433,7 @@ impl World {
                 brief(after.server.get(path))
             ));
         }
-        self.model.adopt(actual);
+        self.adopt_server();
         Ok(())
     }
 
@@ -424,6 +442,7 @@ impl World {
         let Some(live) = self.model.lives.get(&id) else { return Ok(End::Not) };
         let Some(path) = live.path.clone() else { return Ok(End::Not) };
         if live.handles > 0 || self.is_pending(&path) {
+            self.model.lives.get_mut(&id).unwrap().was_refused = true;
             return Ok(End::Not);
         }
         let (is_empty, is_new) = (live.bytes.is_empty(), live.is_new);
