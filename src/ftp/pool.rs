@@ -234,9 +234,12 @@ impl Pool {
         let mut is_sent = false;
         let could_tls13 = self.may_tls13();
         let mut sent = ready.send(store, &mut is_sent);
-        if could_tls13 && !self.may_tls13() && !is_sent && lost(&sent) {
-            // Refused for the TLS session before the first byte: nothing but a file of no length was
-            // made, which is no reason for the guard to say no.
+        // Refused for the TLS session: ProFTPD 1.3.8 says so (425) when all bytes have left, and has
+        // stored none. What is under the name now, a file of no length, is no reason for the guard to
+        // say no. Appending is done once more only if nothing can have arrived.
+        let may_repeat = !is_sent || store.placement != Placement::Append;
+        if could_tls13 && !self.may_tls13() && may_repeat && lost(&sent) {
+            is_sent = false;
             let mut again = self.ready(Age::Fresh, &Store { guard: None, ..store.clone() })?;
             again.before = before;
             sent = again.send(store, &mut is_sent);
