@@ -174,7 +174,6 @@ fn regression_append_after_the_others_replaced_it() {
 
 /// A bit set while the file is open and unchanged is not undone by the upload after it.
 #[test]
-#[ignore = "Staged::base_mode is the one of open, and set_attributes puts it back"]
 fn regression_chmod_of_an_open_file_outlasts_the_upload() {
     use crate::drivers::{Direct, Driver, How, Open};
     let server = crate::support::server::Server::start(crate::support::dialect::Dialect::proftpd());
@@ -189,7 +188,6 @@ fn regression_chmod_of_an_open_file_outlasts_the_upload() {
 
 /// What was sent ahead is found again when its directory has moved.
 #[test]
-#[ignore = "Sender::path is the one of its start: the upload stays in the moved directory for ever"]
 fn regression_nothing_is_left_of_what_was_sent_ahead_into_a_moved_directory() {
     use crate::drivers::{Direct, Driver, How, Open};
     let server = crate::support::server::Server::start(crate::support::dialect::Dialect::proftpd());
@@ -205,7 +203,6 @@ fn regression_nothing_is_left_of_what_was_sent_ahead_into_a_moved_directory() {
 
 /// What a killed process had staged for a file that was never closed does not stay for ever.
 #[test]
-#[ignore = "journal::orphans looks only at notes, which are written at the first commit"]
 fn regression_a_killed_process_leaves_nothing_staged_that_was_promised_to_nobody() {
     use crate::drivers::{Direct, Driver, How, Open, target};
     let server = crate::support::server::Server::start(crate::support::dialect::Dialect::proftpd());
