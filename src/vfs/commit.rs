@@ -258,7 +258,6 @@ impl Errand<'_> {
     fn append(&mut self, from: u64) -> Attempt {
         let length = self.job.length();
         let is_retried = self.job.traces.appended_from.is_some();
-        self.job.traces.appended_from = Some(from);
         let is_end = |look: &Look| !is_retried && size_of(look) == Some(from) && self.agrees(look);
         let look = match self.append_if(from, &is_end) {
             Ok(StoreOutcome::Done(stored)) => return Ok(Ok(self.sent(&stored))),
@@ -266,7 +265,11 @@ impl Errand<'_> {
             Err(ftp::Error::Refused(reply)) if reply.is_unknown_command() => {
                 return self.store_instead_of_append();
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                // A beginning of it may be there.
+                self.job.traces.appended_from = Some(from);
+                return Err(error.into());
+            }
         };
         let Some(there) = size_of(&look) else { return self.store_instead_of_append() };
         let begin = match there {
@@ -278,9 +281,14 @@ impl Errand<'_> {
             }
             _ => return Ok(Err(Conflict)),
         };
-        match self.append_if(begin, &|look| size_of(look) == Some(there))? {
-            StoreOutcome::Guarded(_) => Ok(Err(Conflict)),
-            StoreOutcome::Done(stored) => {
+        match self.append_if(begin, &|look| size_of(look) == Some(there)) {
+            Err(error) => {
+                // Behind what others appended nothing tells ours from theirs: it is not gone on with.
+                self.job.traces.appended_from = is_retried.then_some(from);
+                Err(error.into())
+            }
+            Ok(StoreOutcome::Guarded(_)) => Ok(Err(Conflict)),
+            Ok(StoreOutcome::Done(stored)) => {
                 let size = Some(there + (length - begin));
                 Ok(Ok(Sent { size, ..self.sent(&stored) }))
             }

@@ -158,7 +158,10 @@ impl Vfs {
             return Err(Error::Invalid);
         }
         if let Some(staged) = self.handles.staged(ino) {
-            if staged.is_only_here() && self.rename_here(ino, &staged, from, to, target.as_ref())? {
+            let is_later = self.options.writing.write_back.is_some();
+            if is_later
+                && staged.is_only_here()
+                && self.rename_here(ino, &staged, from, to, target.as_ref())? {
                 return Ok(());
             }
             // The server moves what it has; so it must have all of it.
@@ -219,10 +222,11 @@ impl Vfs {
             if target.entry.kind == Kind::Directory {
                 return Err(Error::IsADirectory);
             }
-            if let Some(other) = other {
-                if !target.is_unsent && self.needs_server_copy(other) {
-                    return Ok(false);
-                }
+            if let Some(other) = other
+                && !target.is_unsent
+                && self.needs_server_copy(other)
+            {
+                return Ok(false);
             }
             if !target.is_unsent {
                 base = Some((Version::of(target), target.shown_mode()));

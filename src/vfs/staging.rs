@@ -358,7 +358,8 @@ impl Staged {
             self.size_up(place)?;
         }
         let mut state = self.lock_quiet();
-        if state.is_sized && state.content.length() == length {
+        // To nothing counts also for an empty file, as O_TRUNC gives it a new time.
+        if length > 0 && state.content.length() == length {
             return Ok(());
         }
         state.stop_sender();

@@ -294,6 +294,11 @@ impl World {
             Call::Close { handle } => {
                 let fh = self.fhs.remove(*handle);
                 let flushed = fs.vfs.flush(fh);
+                // What close promised is sent at once, so that the server can be compared.
+                let flushed = match self.mode {
+                    Mode::WriteBack => flushed.and_then(|()| fs.vfs.fsync(fh)),
+                    Mode::Through => flushed,
+                };
                 fs.vfs.release(fh);
                 flushed?;
             }
