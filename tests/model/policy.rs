@@ -96,3 +96,10 @@ pub fn never_sends_what_is_unlinked() -> bool {
 pub fn notes_follow_a_directory() -> bool {
     false
 }
+
+/// An empty directory is removed before another one is renamed to its name: two commands, of which the
+/// second may fail.
+pub fn made_way(before: &Reference, path: &str, is: Option<&Node>) -> bool {
+    let was_directory = before.server.get(path) == Some(&Node::Directory);
+    is.is_none() && was_directory && before.visible_names(path).is_empty()
+}

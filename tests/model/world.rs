@@ -389,6 +389,15 @@ impl World {
             Call::Truncate { path, .. } => {
                 // It may be cut here and unsent, or as it was: what is shown tells.
                 let cut = after.visible(path);
+                let kept = self.model.live_at(path).filter(|id| self.model.lives[id].handles == 0);
+                if let (Some(kept), false) = (kept, self.is_pending(path)) {
+                    // Sent, and only the answer to the program was lost.
+                    if !same_content(self.model.server.get(path), cut.as_ref()) {
+                        return Err(format!("{told}: {path} is neither sent nor pending"));
+                    }
+                    self.model.lives.remove(&kept);
+                    return Ok(End::Not);
+                }
                 let (true, Some(Node::File(cut))) = (self.is_pending(path), cut) else {
                     return Ok(End::Not);
                 };
@@ -428,7 +437,7 @@ impl World {
             if same(before) || same(after) || before.may_be_sent(path, is) {
                 continue;
             }
-            if may_be_partly_there(before, after, path, is) {
+            if may_be_partly_there(before, after, path, is) || policy::made_way(before, path, is) {
                 continue;
             }
             return Err(format!(
