@@ -85,6 +85,7 @@ impl MountConfig {
         };
         let options = vfs::Options {
             ttl: arguments.ttl.or(words.ttl).unwrap_or(TTL),
+            ttl_grace: arguments.ttl_grace.or(words.ttl_grace).unwrap_or_default(),
             read_only,
             uid: words.uid.unwrap_or_else(system::user_id),
             gid: words.gid.unwrap_or_else(system::group_id),

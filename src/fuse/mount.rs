@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 
-use super::Kernel;
+use super::{Kernel, KernelCache};
 use crate::vfs::Vfs;
 
 /// How the kernel sees the mount.
@@ -59,6 +59,11 @@ pub fn mount(vfs: Arc<Vfs>, mountpoint: &Path, settings: &MountSettings) -> io::
 }
 
 impl Mounted {
+    /// What the kernel remembers of it.
+    pub fn kernel_cache(&self) -> KernelCache {
+        KernelCache { notifier: self.session.notifier() }
+    }
+
     /// Returns when the kernel's side has ended, by whatever unmounted it.
     pub fn wait(self) -> io::Result<()> {
         let Self { session, vfs } = self;

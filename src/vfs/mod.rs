@@ -15,6 +15,7 @@ mod content;
 mod dircache;
 mod error;
 mod files;
+mod grace;
 mod handles;
 mod journal;
 mod listing;
@@ -23,6 +24,7 @@ mod policy;
 mod ranges;
 mod reader;
 mod recovery;
+mod refresh;
 mod replace;
 mod room;
 mod sender;
@@ -43,12 +45,14 @@ pub use handles::Access;
 pub use names::RenameMode;
 pub use policy::{OnConflict, UploadMode, WritePolicy};
 pub use recovery::{LeftOver, TakenUp, forget_left_over, left_over};
+pub use refresh::{Outdated, Refresh};
 pub use tree::{Ino, ROOT};
 
 use attr::{Ownership, Shown};
 use dircache::{DirCache, Fresh};
 use handles::{Handles, OpenDirectory, Unstaged};
 use journal::Marks;
+use refresh::Absent;
 use replace::is_own_name;
 use room::Room;
 use staging::{Urgency, View};
@@ -62,6 +66,8 @@ use crate::ftp::{self, Entries, Kind, Pool, RemotePath};
 pub struct Options {
     /// How old a listing may be; zero: every look asks the server.
     pub ttl: Duration,
+    /// For how much longer an old one is shown while a new one is asked for in the background.
+    pub ttl_grace: Duration,
     pub read_only: bool,
     /// Whose files they are shown as.
     pub uid: u32,
@@ -103,8 +109,9 @@ pub struct Vfs {
     ownership: Ownership,
     base: RemotePath,
     mounted: Mtime,
-    tree: Mutex<Tree>,
-    cache: DirCache,
+    tree: Arc<Mutex<Tree>>,
+    cache: Arc<DirCache>,
+    absent: Absent,
     handles: Handles,
     room: Arc<Room>,
     marks: Marks,
@@ -125,8 +132,9 @@ impl Vfs {
             ownership,
             base: pool.base(),
             mounted: now_mtime(),
-            tree: Mutex::new(Tree::new()),
-            cache: DirCache::new(options.ttl, patience),
+            tree: Arc::new(Mutex::new(Tree::new())),
+            cache: Arc::new(DirCache::new(options.ttl, patience)),
+            absent: Absent::default(),
             handles: Handles::default(),
             room: Arc::new(Room::new(&options.staging_dir, options.writing.cache_size)),
             marks: Marks { dir: options.staging_dir.clone(), server: pool.server_name() },
@@ -147,9 +155,14 @@ impl Vfs {
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<std::result::Result<Found, Duration>> {
         ftp::check_name(name)?;
         let now = Instant::now();
-        let fresh = self.listing(parent, now)?;
+        let fresh = self.listing_or_aged(parent, now)?;
         let valid = fresh.until.saturating_duration_since(now);
-        let Some(shown) = fresh.shown(name)? else { return Ok(Err(valid)) };
+        let Some(shown) = fresh.shown(name)? else {
+            if !valid.is_zero() {
+                self.absent.note(parent, name);
+            }
+            return Ok(Err(valid));
+        };
         let ino = self.tree().intern(parent, name, 1);
         Ok(Ok(Found { attr: self.attr_of(ino, &shown), valid }))
     }
@@ -172,7 +185,7 @@ impl Vfs {
             return Ok(Found { attr: self.attr_of(ino, &item.shown()), valid: Duration::ZERO });
         }
         let Some((parent, name)) = self.place(ino) else { return self.attr_of_unlinked(ino) };
-        let fresh = self.listing(parent, now)?;
+        let fresh = self.listing_or_aged(parent, now)?;
         let shown = fresh.shown(&name)?.ok_or(Error::NotFound)?;
         let valid = fresh.until.saturating_duration_since(now);
         Ok(Found { attr: self.attr_of(ino, &shown), valid })
@@ -189,7 +202,7 @@ impl Vfs {
 
     /// Opens a directory: what it holds now.
     pub fn opendir(&self, ino: Ino) -> Result<u64> {
-        let fresh = self.listing(ino, Instant::now())?;
+        let fresh = self.listing_or_aged(ino, Instant::now())?;
         self.tree().pin(ino);
         let directory = OpenDirectory { ino, listing: fresh.listing, until: fresh.until };
         Ok(self.handles.open_directory(directory))
@@ -344,8 +357,8 @@ impl Vfs {
 
     fn load(&self, directory: Ino) -> Result<Entries> {
         let path = self.path(directory)?;
-        match self.pool.ask(|session| session.list(&path)) {
-            Ok(entries) => Ok(entries.without(is_own_name)),
+        match list(&self.pool, &path) {
+            Ok(entries) => Ok(entries),
             Err(error @ ftp::Error::Refused(_)) => Err(self.why_refused(directory, error)),
             Err(error) => Err(error.into()),
         }
@@ -424,6 +437,11 @@ pub struct DirEntry<'a> {
     pub next: u64,
     /// How long the attributes may be believed.
     pub valid: Duration,
+}
+
+/// What a directory on the server holds, without our own temporary names.
+fn list(pool: &Pool, path: &RemotePath) -> std::result::Result<Entries, ftp::Error> {
+    Ok(pool.ask(|session| session.list(path))?.without(is_own_name))
 }
 
 /// A file shows what is written to it and not yet sent.
