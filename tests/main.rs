@@ -15,6 +15,7 @@ mod budget;
 mod drivers;
 mod faults;
 mod functional;
+mod grace;
 mod hostile;
 mod lane;
 mod model;

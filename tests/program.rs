@@ -464,6 +464,59 @@ fn the_calls_of_mount_8_are_understood() {
 }
 
 #[test]
+fn a_refresh_shows_what_others_changed() {
+    need_fuse!();
+    let world = World::new();
+    let server = Server::start(Dialect::proftpd());
+    for path in ["/dir/a", "/dir/held", "/dir/sub/x"] {
+        server.put(path, "old");
+    }
+    world.run(&[&"mount", &"--ttl", &"600", &url(&server, ""), &world.mnt]).assert_fine();
+    let names = |path: &str| fs::read_dir(world.path(path)).unwrap().count();
+    let held = fs::File::open(world.path("dir/held")).unwrap();
+    let mut shell = Command::new("cat")
+        .current_dir(world.path("dir"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    assert_eq!((names("dir"), names("dir/sub")), (3, 1));
+    assert_eq!(fs::read(world.path("dir/a")).unwrap(), b"old");
+    assert!(fs::metadata(world.path("dir/new")).is_err());
+    for path in ["/dir/a", "/dir/new", "/dir/sub/y"] {
+        server.put(path, "changed");
+    }
+    assert_eq!(fs::metadata(world.path("dir/a")).unwrap().len(), 3);
+    assert!(fs::metadata(world.path("dir/new")).is_err());
+
+    world.run(&[&"refresh", &world.path("dir/a")]).assert_fine();
+    assert_eq!(fs::read(world.path("dir/a")).unwrap(), b"changed");
+    world.run(&[&"refresh", &world.path("dir")]).assert_fine();
+    assert_eq!(fs::read(world.path("dir/new")).unwrap(), b"changed");
+    assert_eq!((names("dir"), names("dir/sub")), (4, 1));
+    world.run(&[&"refresh", &"-r", &world.mnt]).assert_fine();
+    assert_eq!(names("dir/sub"), 2);
+    server.remove("/dir/a");
+    world.run(&[&"refresh", &world.path("dir/../dir")]).assert_fine();
+    assert!(fs::metadata(world.path("dir/a")).is_err());
+
+    let cwd = fs::read_link(format!("/proc/{}/cwd", shell.id())).unwrap();
+    assert_eq!(cwd, world.path("dir"), "whoever stands there still does");
+    assert_eq!(held.metadata().unwrap().len(), 3);
+    drop(shell.stdin.take());
+    shell.wait().unwrap();
+    drop(held);
+
+    let missing = world.run(&[&"refresh", &world.path("dir/none")]);
+    assert_eq!(missing.status, 5, "{}", missing.err);
+    assert!(missing.err.contains("dir/none"), "{}", missing.err);
+    let outside = world.run(&[&"refresh", &world.dir.path()]);
+    assert_eq!(outside.status, 6, "{}", outside.err);
+    assert!(outside.err.contains("not in a mount"), "{}", outside.err);
+    world.umount().assert_fine();
+}
+
+#[test]
 fn help_shows_the_table() {
     let world = World::new();
     for arguments in [&["--help"][..], &["mount", "--help"], &["umount", "-h"], &["status", "-h"]] {

@@ -149,10 +149,17 @@ mod tests {
 
     #[test]
     fn flags_go_before_words_and_words_before_defaults() {
-        let config =
-            config(&["ftp://bob:pw@nas/x", "/mnt", "-o", "ttl=3,connections=2", "--ttl", "4"])
-                .unwrap();
+        let config = config(&[
+            "ftp://bob:pw@nas/x",
+            "/mnt",
+            "-o",
+            "ttl=3,ttl_grace=60,connections=2",
+            "--ttl",
+            "4",
+        ])
+        .unwrap();
         assert_eq!(config.options.ttl, Duration::from_secs(4));
+        assert_eq!(config.options.ttl_grace, Duration::from_secs(60));
         assert_eq!(config.target.connections, 2);
         assert_eq!(config.target.timeout, TIMEOUT);
         assert_eq!(config.settings.source, "ftp://bob@nas:21/x");

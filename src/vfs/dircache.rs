@@ -486,6 +486,62 @@ mod tests {
     }
 
     #[test]
+    fn within_the_grace_one_gets_the_right_to_list_anew() {
+        let (ttl, grace) = (Duration::from_secs(10), Duration::from_secs(60));
+        let cache = Arc::new(cache(ttl));
+        let begun = Instant::now();
+        cache.listing(DIR, begun, || Ok(listed(&[entry("a", 1)]))).unwrap();
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        assert!(cache.aged(DIR, at(9), grace).is_none(), "fresh");
+        assert!(cache.aged(DIR, at(11), Duration::ZERO).is_none(), "no grace");
+        assert!(cache.aged(DIR, at(80), grace).is_none(), "too old");
+        let relisting = cache.aged(DIR, at(11), grace).unwrap().relisting.unwrap();
+        cache.put(DIR, Item::new(entry("mine", 1)));
+        let aged = cache.aged(DIR, at(11), grace).unwrap();
+        assert!(aged.relisting.is_none(), "one at a time");
+        assert_eq!(names(&aged.listing), ["a", "mine"]);
+        relisting.done(&listed(&[entry("b", 1)]));
+        assert_eq!(names(&cache.known(DIR).unwrap()), ["b", "mine"]);
+        drop(cache.aged(DIR, at(11), grace).unwrap());
+        assert!(cache.aged(DIR, at(12), grace).unwrap().relisting.is_none(), "it failed");
+        cache.refresh(DIR);
+        assert!(cache.aged(DIR, at(12), grace).is_none(), "the user wants the next look to ask");
+    }
+
+    #[test]
+    fn few_are_listed_anew_at_once() {
+        let cache = Arc::new(cache(Duration::from_nanos(1)));
+        let aged = |directory| cache.aged(Ino(directory), Instant::now(), Duration::from_secs(60));
+        for directory in 0..6 {
+            cache.listing(Ino(directory), Instant::now(), || Ok(listed(&[]))).unwrap();
+        }
+        let held: Vec<_> = (0..6).filter_map(|directory| aged(directory)?.relisting).collect();
+        assert_eq!(held.len(), MOST_RELISTINGS);
+        drop(held);
+        assert!(aged(5).unwrap().relisting.is_some());
+    }
+
+    #[test]
+    fn a_load_begun_before_the_directory_was_expired_is_not_believed_afterwards() {
+        let cache = cache(Duration::from_secs(10));
+        for expire in [DirCache::expire, DirCache::refresh] {
+            let loads = AtomicUsize::new(0);
+            let load = || {
+                if loads.fetch_add(1, Ordering::Relaxed) == 0 {
+                    expire(&cache, DIR);
+                }
+                Ok(listed(&[]))
+            };
+            let fresh = cache.listing(DIR, Instant::now(), load).unwrap();
+            assert!(fresh.until <= Instant::now());
+            cache.listing(DIR, Instant::now(), load).unwrap();
+            cache.listing(DIR, Instant::now(), load).unwrap();
+            assert_eq!(loads.load(Ordering::Relaxed), 2);
+            cache.forget(DIR);
+        }
+    }
+
+    #[test]
     fn exact_times_survive_a_coarse_listing() {
         let cache = cache(Duration::ZERO);
         let told = |size, seconds| {
