@@ -126,6 +126,33 @@ fn without_grace_an_old_listing_is_asked_for_anew() {
     assert_eq!(fs.names(b"dir").unwrap(), [b"a", b"b"]);
 }
 
+#[test]
+fn an_open_directory_shows_what_was_changed_since_it_was_opened() {
+    let server = Server::start(Dialect::proftpd());
+    for name in ["grows", "goes", "stays"] {
+        server.put(format!("/dir/{name}"), "x");
+    }
+    let fs = Direct::new(&server, 2, LONG);
+    fs.stat(b"dir/grows").unwrap();
+    let dir = fs.vfs.lookup(ftpfs::vfs::ROOT, b"dir").unwrap().unwrap().attr.ino;
+    let fh = fs.vfs.opendir(dir).unwrap();
+    fs.write(b"dir/grows", b"longer").unwrap();
+    fs.unlink(b"dir/goes").unwrap();
+    let rows = || {
+        let mut rows = Vec::new();
+        let take = |entry: ftpfs::vfs::DirEntry<'_>| {
+            rows.push((entry.name.to_vec(), entry.attr.size, !entry.valid.is_zero()));
+            true
+        };
+        fs.vfs.readdir(fh, 2, true, take).unwrap();
+        rows
+    };
+    assert_eq!(rows(), [(b"grows".to_vec(), 6, true), (b"stays".to_vec(), 1, true)]);
+    fs.vfs.refresh(b"dir", Refresh::One, &mut Vec::new()).unwrap();
+    assert_eq!(rows(), [(b"grows".to_vec(), 6, false), (b"stays".to_vec(), 1, false)]);
+    fs.vfs.releasedir(fh);
+}
+
 /// The names in what the kernel should forget.
 fn names(outdated: &[Outdated]) -> Vec<&[u8]> {
     let name = |one| match one {

@@ -517,9 +517,48 @@ fn a_refresh_shows_what_others_changed() {
 }
 
 #[test]
+fn a_refresh_is_in_nobodys_way_and_own_changes_are_seen_beside_listings() {
+    need_fuse!();
+    let world = World::new();
+    let server = Server::start(Dialect::proftpd());
+    for index in 0..200 {
+        server.put(format!("/dir/{index}"), "x");
+    }
+    world.run(&[&"mount", &"--ttl", &"600", &url(&server, ""), &world.mnt]).assert_fine();
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let over = || is_over.load(std::sync::atomic::Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        for worker in 0..3 {
+            let (world, over) = (&world, &over);
+            scope.spawn(move || {
+                while !over() {
+                    let mine = world.path(&format!("dir/mine-{worker}"));
+                    fs::write(&mine, "mine").unwrap();
+                    assert_eq!(fs::read(&mine).unwrap(), b"mine");
+                    assert!(fs::read_dir(world.path("dir")).unwrap().count() > 200);
+                    assert_eq!(fs::read(world.path("dir/7")).unwrap(), b"x");
+                    assert!(fs::metadata(world.path("dir/none")).is_err());
+                    fs::remove_file(&mine).unwrap();
+                }
+            });
+        }
+        let runs: Vec<Run> = (0..20).map(|_| world.run(&[&"refresh", &"-r", &world.mnt])).collect();
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        runs.iter().for_each(Run::assert_fine);
+    });
+    world.umount().assert_fine();
+}
+
+#[test]
 fn help_shows_the_table() {
     let world = World::new();
-    for arguments in [&["--help"][..], &["mount", "--help"], &["umount", "-h"], &["status", "-h"]] {
+    for arguments in [
+        &["--help"][..],
+        &["mount", "--help"],
+        &["umount", "-h"],
+        &["status", "-h"],
+        &["refresh", "-h"],
+    ] {
         let run = Run::of(world.command(&[]).args(arguments).output().unwrap());
         assert_eq!(run.status, 0);
         assert!(run.out.contains("Exit status:"), "{arguments:?}");

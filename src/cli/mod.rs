@@ -88,7 +88,8 @@ struct MountArguments {
     ttl: Option<Duration>,
 
     /// For how much longer an older listing is shown at once, while a new one is asked for in the
-    /// background; opening and changing always wait for the new one [default: 0].
+    /// background; opening and changing always wait for the new one. Not with a TTL of 0
+    /// [default: 0].
     #[arg(long, value_name = "SECONDS", value_parser = parse_ttl)]
     ttl_grace: Option<Duration>,
 

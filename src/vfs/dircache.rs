@@ -222,6 +222,19 @@ impl DirCache {
         self.lock().listings.peek(&directory).map(|cached| Arc::clone(&cached.listing))
     }
 
+    /// The listing that is there, if it is not `listing`, and until when either may be believed.
+    pub(crate) fn newer_than(
+        &self,
+        directory: Ino,
+        listing: &Arc<Listing>,
+    ) -> (Option<Arc<Listing>>, Option<Instant>) {
+        let state = self.lock();
+        let Some(cached) = state.listings.peek(&directory) else { return (None, None) };
+        let newer = (!Arc::ptr_eq(&cached.listing, listing)).then(|| Arc::clone(&cached.listing));
+        let begun = cached.begun.filter(|_| cached.next != Next::AsksServer);
+        (newer, begun.map(|begun| begun + self.ttl))
+    }
+
     /// The older listing is merged without the lock: what changes meanwhile is in `loading`, and is
     /// applied after that.
     fn install(&self, directory: Ino, begun: Instant, entries: &Entries) -> (Arc<Listing>, Next) {

@@ -33,8 +33,6 @@ pub(crate) struct OpenFile {
 pub(crate) struct OpenDirectory {
     pub(crate) ino: Ino,
     pub(crate) listing: Arc<Listing>,
-    /// Until when the attributes in it may be shown.
-    pub(crate) until: std::time::Instant,
 }
 
 #[derive(Clone, Debug)]

@@ -204,7 +204,7 @@ impl Vfs {
     pub fn opendir(&self, ino: Ino) -> Result<u64> {
         let fresh = self.listing_or_aged(ino, Instant::now())?;
         self.tree().pin(ino);
-        let directory = OpenDirectory { ino, listing: fresh.listing, until: fresh.until };
+        let directory = OpenDirectory { ino, listing: fresh.listing };
         Ok(self.handles.open_directory(directory))
     }
 
@@ -218,7 +218,14 @@ impl Vfs {
         mut take: impl FnMut(DirEntry<'_>) -> bool,
     ) -> Result<()> {
         let directory = self.handles.directory(fh)?;
-        let valid = directory.until.saturating_duration_since(Instant::now());
+        // One look at what is being written, before that at the listing: what is sent in between
+        // is in the listing then.
+        let views = self.handles.views();
+        // The kernel keeps what it is told here: that must not be older than what was changed since
+        // the directory was opened.
+        let (newer, until) = self.cache.newer_than(directory.ino, &directory.listing);
+        let valid =
+            until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
         let this = self.ownership.root(directory.ino, self.mounted);
         let parent = self.place(directory.ino).map_or(ROOT, |(parent, _)| parent);
         let above = Attr { ino: parent, ..this };
@@ -229,11 +236,17 @@ impl Vfs {
             }
         }
         let skip = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
-        // One look at what is being written, and one lock of the tree, for all that one reply
-        // takes: `take` only copies.
-        let views = self.handles.views();
+        // One lock of the tree for all that one reply takes: `take` only copies.
         let mut tree = self.tree();
         for (index, (name, shown)) in directory.listing.rows(skip).enumerate() {
+            let shown = match &newer {
+                None => shown,
+                Some(newer) => match newer.shown(name) {
+                    Some(shown) => shown,
+                    // Removed or renamed since.
+                    None => continue,
+                },
+            };
             let ino = tree.intern(directory.ino, name, u64::from(count_lookups));
             let attr = overlaid(self.ownership.attr(ino, &shown), views.get(&ino));
             let next = (skip + index) as u64 + 3;
