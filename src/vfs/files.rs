@@ -244,6 +244,7 @@ impl Vfs {
 
     /// Sends what is staged for an inode, and shows the result.
     pub(super) fn commit(&self, ino: Ino, staged: &Shared, urgency: Urgency) -> Result<()> {
+        let _sending = self.handles.begin_sending(ino, staged);
         let find = || self.path(ino);
         let policy = &self.options.writing;
         let key = fill_key(ino);

@@ -164,7 +164,7 @@ impl Vfs {
             return Ok(Err(valid));
         };
         let ino = self.tree().intern(parent, name, 1);
-        Ok(Ok(Found { attr: self.attr_of(ino, &shown), valid }))
+        Ok(Ok(Found { attr: self.attr_in(&fresh, (parent, name), ino, &shown), valid }))
     }
 
     /// The kernel drops look-ups.
@@ -188,7 +188,7 @@ impl Vfs {
         let fresh = self.listing_or_aged(parent, now)?;
         let shown = fresh.shown(&name)?.ok_or(Error::NotFound)?;
         let valid = fresh.until.saturating_duration_since(now);
-        Ok(Found { attr: self.attr_of(ino, &shown), valid })
+        Ok(Found { attr: self.attr_in(&fresh, (parent, &name), ino, &shown), valid })
     }
 
     /// Only those who have it open still ask.
@@ -218,7 +218,7 @@ impl Vfs {
         mut take: impl FnMut(DirEntry<'_>) -> bool,
     ) -> Result<()> {
         let directory = self.handles.directory(fh)?;
-        // One look at what is being written, before that at the listing: what is sent in between
+        // One look at what is being written, before the one at the listing: what is sent in between
         // is in the listing then.
         let views = self.handles.views();
         // The kernel keeps what it is told here: that must not be older than what was changed since
@@ -393,6 +393,15 @@ impl Vfs {
                 Some(_) => error.into(),
             },
         }
+    }
+
+    /// The same for an entry of a listing, which may have changed since it was looked at: a file
+    /// that was sent in between is no longer overlaid, and the newer listing tells.
+    fn attr_in(&self, fresh: &Fresh, place: (Ino, &[u8]), ino: Ino, shown: &Shown) -> Attr {
+        let view = self.handles.view(ino);
+        let (newer, _) = self.cache.newer_than(place.0, &fresh.listing);
+        let newer = newer.and_then(|newer| newer.shown(place.1));
+        overlaid(self.ownership.attr(ino, newer.as_ref().unwrap_or(shown)), view.as_ref())
     }
 
     /// What is listed, overlaid by what is written and not yet sent.

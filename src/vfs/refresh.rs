@@ -32,10 +32,13 @@ pub enum Outdated {
 /// The most absent names remembered, some 100 bytes each: what is beyond ends with the TTL.
 const MOST_ABSENT: usize = 4096;
 
+/// A name in a directory.
+type Name = (Ino, Box<[u8]>);
+
 /// Names of which the kernel was told that they are absent. One leaf lock.
 #[derive(Debug)]
 pub(super) struct Absent {
-    names: Mutex<LruCache<(Ino, Box<[u8]>), ()>>,
+    names: Mutex<LruCache<Name, ()>>,
 }
 
 impl Default for Absent {
