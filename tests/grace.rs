@@ -156,8 +156,8 @@ fn an_open_directory_shows_what_was_changed_since_it_was_opened() {
 /// The names in what the kernel should forget.
 fn names(outdated: &[Outdated]) -> Vec<&[u8]> {
     let name = |one| match one {
-        &Outdated::Name(_, ref name) => Some(&**name),
-        &Outdated::Attributes(_) => None,
+        Outdated::Name(_, name) => Some(&**name),
+        Outdated::Attributes(_) => None,
     };
     let mut names: Vec<_> = outdated.iter().filter_map(name).collect();
     names.sort_unstable();
