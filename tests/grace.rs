@@ -155,11 +155,12 @@ fn an_open_directory_shows_what_was_changed_since_it_was_opened() {
 
 /// The names in what the kernel should forget.
 fn names(outdated: &[Outdated]) -> Vec<&[u8]> {
-    let name = |one| match one {
-        Outdated::Name(_, name) => Some(&**name),
-        Outdated::Attributes(_) => None,
-    };
-    let mut names: Vec<_> = outdated.iter().filter_map(name).collect();
+    let mut names = Vec::new();
+    for one in outdated {
+        if let Outdated::Name(_, name) = one {
+            names.push(&**name);
+        }
+    }
     names.sort_unstable();
     names
 }
