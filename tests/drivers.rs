@@ -140,6 +140,7 @@ pub fn options(ttl: Duration, staging: &Path) -> Options {
     let own = staging.metadata().unwrap();
     Options {
         ttl,
+        ttl_grace: Duration::ZERO,
         read_only: false,
         uid: own.uid(),
         gid: own.gid(),

@@ -17,6 +17,7 @@ mod drivers;
 mod faults;
 mod full;
 mod functional;
+mod grace;
 mod hostile;
 mod lane;
 mod model;

@@ -464,9 +464,101 @@ fn the_calls_of_mount_8_are_understood() {
 }
 
 #[test]
+fn a_refresh_shows_what_others_changed() {
+    need_fuse!();
+    let world = World::new();
+    let server = Server::start(Dialect::proftpd());
+    for path in ["/dir/a", "/dir/held", "/dir/sub/x"] {
+        server.put(path, "old");
+    }
+    world.run(&[&"mount", &"--ttl", &"600", &url(&server, ""), &world.mnt]).assert_fine();
+    let names = |path: &str| fs::read_dir(world.path(path)).unwrap().count();
+    let held = fs::File::open(world.path("dir/held")).unwrap();
+    let mut shell = Command::new("cat")
+        .current_dir(world.path("dir"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    assert_eq!((names("dir"), names("dir/sub")), (3, 1));
+    assert_eq!(fs::read(world.path("dir/a")).unwrap(), b"old");
+    assert!(fs::metadata(world.path("dir/new")).is_err());
+    for path in ["/dir/a", "/dir/new", "/dir/sub/y"] {
+        server.put(path, "changed");
+    }
+    assert_eq!(fs::metadata(world.path("dir/a")).unwrap().len(), 3);
+    assert!(fs::metadata(world.path("dir/new")).is_err());
+
+    world.run(&[&"refresh", &world.path("dir/a")]).assert_fine();
+    assert_eq!(fs::read(world.path("dir/a")).unwrap(), b"changed");
+    world.run(&[&"refresh", &world.path("dir")]).assert_fine();
+    assert_eq!(fs::read(world.path("dir/new")).unwrap(), b"changed");
+    assert_eq!((names("dir"), names("dir/sub")), (4, 1));
+    world.run(&[&"refresh", &"-r", &world.mnt]).assert_fine();
+    assert_eq!(names("dir/sub"), 2);
+    server.remove("/dir/a");
+    world.run(&[&"refresh", &world.path("dir/../dir")]).assert_fine();
+    assert!(fs::metadata(world.path("dir/a")).is_err());
+
+    let cwd = fs::read_link(format!("/proc/{}/cwd", shell.id())).unwrap();
+    assert_eq!(cwd, world.path("dir"), "whoever stands there still does");
+    assert_eq!(held.metadata().unwrap().len(), 3);
+    drop(shell.stdin.take());
+    shell.wait().unwrap();
+    drop(held);
+
+    let missing = world.run(&[&"refresh", &world.path("dir/none")]);
+    assert_eq!(missing.status, 5, "{}", missing.err);
+    assert!(missing.err.contains("dir/none"), "{}", missing.err);
+    let outside = world.run(&[&"refresh", &world.dir.path()]);
+    assert_eq!(outside.status, 6, "{}", outside.err);
+    assert!(outside.err.contains("not in a mount"), "{}", outside.err);
+    world.umount().assert_fine();
+}
+
+#[test]
+fn a_refresh_is_in_nobodys_way_and_own_changes_are_seen_beside_listings() {
+    need_fuse!();
+    let world = World::new();
+    let server = Server::start(Dialect::proftpd());
+    for index in 0..200 {
+        server.put(format!("/dir/{index}"), "x");
+    }
+    world.run(&[&"mount", &"--ttl", &"600", &url(&server, ""), &world.mnt]).assert_fine();
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let over = || is_over.load(std::sync::atomic::Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        for worker in 0..3 {
+            let (world, over) = (&world, &over);
+            scope.spawn(move || {
+                while !over() {
+                    let mine = world.path(&format!("dir/mine-{worker}"));
+                    fs::write(&mine, "mine").unwrap();
+                    assert_eq!(fs::read(&mine).unwrap(), b"mine");
+                    assert!(fs::read_dir(world.path("dir")).unwrap().count() > 200);
+                    assert_eq!(fs::read(world.path("dir/7")).unwrap(), b"x");
+                    assert!(fs::metadata(world.path("dir/none")).is_err());
+                    fs::remove_file(&mine).unwrap();
+                }
+            });
+        }
+        let runs: Vec<Run> = (0..20).map(|_| world.run(&[&"refresh", &"-r", &world.mnt])).collect();
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        runs.iter().for_each(Run::assert_fine);
+    });
+    world.umount().assert_fine();
+}
+
+#[test]
 fn help_shows_the_table() {
     let world = World::new();
-    for arguments in [&["--help"][..], &["mount", "--help"], &["umount", "-h"], &["status", "-h"]] {
+    for arguments in [
+        &["--help"][..],
+        &["mount", "--help"],
+        &["umount", "-h"],
+        &["status", "-h"],
+        &["refresh", "-h"],
+    ] {
         let run = Run::of(world.command(&[]).args(arguments).output().unwrap());
         assert_eq!(run.status, 0);
         assert!(run.out.contains("Exit status:"), "{arguments:?}");

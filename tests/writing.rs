@@ -162,6 +162,19 @@ fn what_others_made_meanwhile_is_not_overwritten() {
 }
 
 #[test]
+fn a_part_of_ours_is_never_completed_with_theirs() {
+    let (server, fs) = start(Dialect::proftpd(), WritePolicy::default());
+    let mut file = fs.open(b"f", How::UPDATE).unwrap();
+    file.write_at(2, b"XY").unwrap();
+    server.put("/f", "theirs, later");
+    assert_eq!(file.read_at(0, 7), Err(Fail::Stale));
+    assert_eq!(file.close(), Err(Fail::Stale));
+    assert_eq!(server.get("/f").unwrap(), b"theirs, later");
+    assert_eq!(server.names("/").len(), 3, "and no mixture is put beside it");
+    assert_eq!(fs.vfs.pending().len(), 1, "what was written is kept here");
+}
+
+#[test]
 fn the_user_may_choose_what_a_conflict_does() {
     let writing = WritePolicy { on_conflict: OnConflict::Overwrite, ..WritePolicy::default() };
     let (server, fs) = start(Dialect::proftpd(), writing);

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::system;
 
 /// The subcommands; a first argument that is none of them, followed by another, is a source.
-const COMMANDS: [&str; 4] = ["mount", "umount", "status", "help"];
+const COMMANDS: [&str; 7] = ["mount", "umount", "status", "refresh", "retry", "save", "help"];
 
 /// Turns the calls of mount(8) into `ftpfs mount …`: `mount.ftpfs SOURCE DIR [-sfnvrw] [-t TYPE]
 /// [-o WORDS]`, and `ftpfs SOURCE DIR -o WORDS`, which mount.fuse3 makes of the type `fuse.ftpfs`.
@@ -89,6 +89,14 @@ mod tests {
     fn normal(words: &[&str]) -> String {
         let all = normalise(words.iter().map(OsString::from).collect());
         all.iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn no_subcommand_is_taken_for_a_source() {
+        let program = <super::super::Cli as clap::CommandFactory>::command();
+        for command in program.get_subcommands() {
+            assert!(COMMANDS.contains(&command.get_name()), "{}", command.get_name());
+        }
     }
 
     #[test]

@@ -85,6 +85,7 @@ impl MountConfig {
         };
         let options = vfs::Options {
             ttl: arguments.ttl.or(words.ttl).unwrap_or(TTL),
+            ttl_grace: arguments.ttl_grace.or(words.ttl_grace).unwrap_or_default(),
             read_only,
             uid: words.uid.unwrap_or_else(system::user_id),
             gid: words.gid.unwrap_or_else(system::group_id),
@@ -150,10 +151,17 @@ mod tests {
 
     #[test]
     fn flags_go_before_words_and_words_before_defaults() {
-        let config =
-            config(&["ftp://bob:pw@nas/x", "/mnt", "-o", "ttl=3,connections=2", "--ttl", "4"])
-                .unwrap();
+        let config = config(&[
+            "ftp://bob:pw@nas/x",
+            "/mnt",
+            "-o",
+            "ttl=3,ttl_grace=60,connections=2",
+            "--ttl",
+            "4",
+        ])
+        .unwrap();
         assert_eq!(config.options.ttl, Duration::from_secs(4));
+        assert_eq!(config.options.ttl_grace, Duration::from_secs(60));
         assert_eq!(config.target.connections, 2);
         assert_eq!(config.target.timeout, TIMEOUT);
         assert_eq!(config.settings.source, "ftp://bob@nas:21/x");

@@ -1,4 +1,4 @@
-//! How `status` and `umount` talk to the process behind a mount: JSON lines over a Unix socket
+//! How `status`, `umount` and others talk to the process behind a mount: JSON lines over a Unix socket
 //! that only the same user and root can use.
 
 use std::fs::{self, DirBuilder};
@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::exit::Failure;
 use super::system;
+use crate::vfs::Refresh;
 
 /// A process that has not answered by then is taken for stuck; answers come from memory.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -19,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often somebody who waits for a drain hears how much is left.
 const PROGRESS: Duration = Duration::from_millis(500);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Request {
     Status,
@@ -29,6 +31,12 @@ pub(crate) enum Request {
     Retry,
     /// Send nothing more when the mount ends; then stay on the line.
     Leave,
+    /// The next look at a path, relative to the mount and perhaps no UTF-8, asks the server.
+    Refresh {
+        path: Vec<u8>,
+        /// Also at what is known below it.
+        recursive: bool,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,6 +51,11 @@ pub(crate) enum Answer {
     /// All is sent, or why not.
     Drained {
         error: Option<String>,
+    },
+    /// Done, if the exit status is 0.
+    Refreshed {
+        status: u8,
+        error: String,
     },
 }
 
@@ -100,6 +113,7 @@ pub(crate) trait Served: Send + Sync {
     fn drain(&self) -> Result<(), String>;
     /// What is unsent is kept for the next mount.
     fn leave(&self);
+    fn refresh(&self, path: &[u8], how: Refresh) -> Result<(), Failure>;
 }
 
 /// The socket of this process; removed with it.
@@ -144,6 +158,14 @@ fn answer(socket: &UnixStream, served: Arc<dyn Served>) -> io::Result<()> {
     match serde_json::from_str(&line)? {
         Request::Status => send(socket, &Answer::Status(Box::new(served.report()))),
         Request::Retry => drain(socket, &*served),
+        Request::Refresh { path, recursive } => {
+            let how = if recursive { Refresh::Below } else { Refresh::One };
+            let (status, error) = match served.refresh(&path, how) {
+                Ok(()) => (0, String::new()),
+                Err(failure) => (failure.status as u8, failure.message),
+            };
+            send(socket, &Answer::Refreshed { status, error })
+        }
         request @ (Request::Drain | Request::Leave) => {
             if request == Request::Drain {
                 drain(socket, &*served)?;
@@ -187,13 +209,21 @@ fn send<T: Serialize>(mut socket: &UnixStream, message: &T) -> io::Result<()> {
 #[derive(Debug)]
 pub(crate) struct Line {
     reader: BufReader<UnixStream>,
+    /// Of the process at the other end.
+    pid: u32,
 }
 
 impl Line {
     fn open(path: &Path) -> io::Result<Self> {
         let socket = UnixStream::connect(path)?;
         socket.set_read_timeout(Some(PATIENCE))?;
-        Ok(Self { reader: BufReader::new(socket) })
+        // The socket's name is the number of its process.
+        let pid = path.file_stem().and_then(|name| name.to_str()?.parse().ok()).unwrap_or(0);
+        Ok(Self { reader: BufReader::new(socket), pid })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
     }
 
     pub(crate) fn ask(&mut self, request: Request) -> io::Result<()> {

@@ -17,6 +17,7 @@ mod netrc;
 mod network;
 mod options;
 mod progress;
+mod refresh;
 mod remote;
 mod retry;
 mod save;
@@ -56,6 +57,7 @@ enum Command {
     Mount(Box<MountArguments>),
     Umount(UmountArguments),
     Status(StatusArguments),
+    Refresh(RefreshArguments),
     Retry(RetryArguments),
     Save(SaveArguments),
 }
@@ -86,6 +88,12 @@ struct MountArguments {
     /// For how long a listing is believed; 0 asks the server at every look [default: 10].
     #[arg(long, value_name = "SECONDS", value_parser = parse_ttl)]
     ttl: Option<Duration>,
+
+    /// For how much longer an older listing is shown at once, while a new one is asked for in the
+    /// background; opening and changing always wait for the new one. Not with a TTL of 0
+    /// [default: 0].
+    #[arg(long, value_name = "SECONDS", value_parser = parse_ttl)]
+    ttl_grace: Option<Duration>,
 
     /// The most connections to the server at once [default: 8].
     #[arg(long, value_name = "N", value_parser = parse_connections)]
@@ -179,6 +187,18 @@ struct StatusArguments {
     json: bool,
 }
 
+/// Ask the server at the next look at a file or folder, also if its listing is believed.
+#[derive(Args, Debug)]
+#[command(after_help = TABLE, max_term_width = 100)]
+struct RefreshArguments {
+    /// A file or folder in a mount.
+    path: PathBuf,
+
+    /// Also at all that is known below the folder.
+    #[arg(short, long)]
+    recursive: bool,
+}
+
 /// Send now what could not be sent, instead of waiting for the next attempt.
 #[derive(Args, Debug)]
 #[command(after_help = TABLE, max_term_width = 100)]
@@ -235,6 +255,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         }
         Command::Umount(arguments) => umount::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Refresh(arguments) => refresh::run(&arguments),
         Command::Retry(arguments) => retry::run(&arguments),
         Command::Save(arguments) => save::run(&arguments),
     }

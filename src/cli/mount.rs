@@ -15,10 +15,10 @@ use super::config::MountConfig;
 use super::control::{Ahead, Connections, Control, Report, Served, Unsent};
 use super::daemon::{self, Ready};
 use super::exit::{Failure, Status};
-use super::{control, log as messages, mounts, system};
+use super::{control, log as messages, mounts, refresh, system};
 use crate::ftp::{self, Pool};
-use crate::fuse::{self, Mounted};
-use crate::vfs::{self, Pending, Vfs};
+use crate::fuse::{self, KernelCache, Mounted};
+use crate::vfs::{self, Pending, Refresh, Vfs};
 
 pub(crate) fn run(config: MountConfig) -> Result<(), Failure> {
     check_mountpoint(&config)?;
@@ -121,10 +121,16 @@ fn serve(config: &MountConfig, ready: &mut Option<Ready>) -> Result<(), Failure>
         .map_err(|error| mount_failure(config, &error))?;
     vfs.start_write_back().map_err(|error| Failure::other(format!("threads: {error}")))?;
     let (tell, ends) = mpsc::channel();
+    let kernel_cache = mounted.kernel_cache();
     watch(mounted, tell.clone());
     obey(signals, config.mountpoint.clone(), Arc::clone(&vfs), tell);
     let leave = Arc::new(AtomicBool::new(false));
-    let state = State { config: config.clone(), vfs: Arc::clone(&vfs), leave: Arc::clone(&leave) };
+    let state = State {
+        config: config.clone(),
+        vfs: Arc::clone(&vfs),
+        kernel_cache,
+        leave: Arc::clone(&leave),
+    };
     let control = Control::listen(Arc::new(state))
         .map_err(|error| log::warn!("ftpfs status will not know this mount: {error}"));
     if let Some(taken_up) = taken_up {
@@ -270,6 +276,7 @@ fn mount_failure(config: &MountConfig, error: &io::Error) -> Failure {
 struct State {
     config: MountConfig,
     vfs: Arc<Vfs>,
+    kernel_cache: KernelCache,
     /// Nothing is sent when the mount ends.
     leave: Arc<AtomicBool>,
 }
@@ -311,6 +318,13 @@ impl Served for State {
 
     fn leave(&self) {
         self.leave.store(true, Ordering::Relaxed);
+    }
+
+    fn refresh(&self, path: &[u8], how: Refresh) -> Result<(), Failure> {
+        let mut outdated = Vec::new();
+        let result = self.vfs.refresh(path, how, &mut outdated);
+        self.kernel_cache.forget(&outdated);
+        result.map_err(|error| Failure::new(refresh::status(&error), error.to_string()))
     }
 }
 

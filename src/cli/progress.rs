@@ -22,7 +22,7 @@ pub(crate) fn hear_drain(line: &mut Line, request: Request) -> Result<Option<Str
     loop {
         match line.hear(SILENCE).map_err(lost)? {
             Some(Answer::Draining { files, bytes }) => shown.left(files, bytes),
-            Some(Answer::Status(_)) => {}
+            Some(Answer::Status(_) | Answer::Refreshed { .. }) => {}
             Some(Answer::Drained { error }) => return Ok(error),
             None => return Ok(None),
         }

@@ -155,6 +155,13 @@ fn arguments_in_memory() -> Option<(usize, usize)> {
     (start != 0).then(|| end.checked_sub(start).map(|length| (start, length)))?
 }
 
+/// Is there such a process, and has it not ended already (a zombie has)?
+pub(crate) fn is_alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state is the first field behind the name in brackets (proc(5)).
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
 /// Asks the file system itself, which no cache answers for.
 pub(crate) fn statfs(path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;

@@ -73,14 +73,17 @@ fn drain(line: &mut Line, mountpoint: &Path, force: bool) -> Result<(), Failure>
     }
 }
 
-/// Afterwards nothing of the mount is left: neither its process nor its connections.
+/// Afterwards nothing of the mount is left: neither its process nor its connections, nor its locks
+/// on what is kept here.
 fn wait_for_end(mut line: Line) -> Result<(), Failure> {
     let until = Instant::now() + ENDING;
     while let Some(left) =
         until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
     {
         match line.hear(left) {
-            Ok(None) => return Ok(()),
+            // Its sockets are closed before its files are.
+            Ok(None) if !system::is_alive(line.pid()) => return Ok(()),
+            Ok(None) => std::thread::sleep(Duration::from_millis(1)),
             Ok(Some(_)) => {}
             Err(_) => break,
         }

@@ -3,6 +3,7 @@
 //! Decides nothing. Each failure is logged once, here. A panic below becomes EIO: a dead loop
 //! would go unnoticed until every loop was dead.
 
+mod cache;
 mod mount;
 
 use std::ffi::OsStr;
@@ -21,6 +22,7 @@ use fuser::{
     TimeOrNow, WriteFlags,
 };
 
+pub use cache::KernelCache;
 pub use mount::{MountSettings, Mounted, mount};
 
 use crate::ftp::Kind;

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 
-use super::Kernel;
+use super::{Kernel, KernelCache};
 use crate::vfs::Vfs;
 
 /// One request as large as the largest read (1 MiB). More was slower where it was measured: at
@@ -65,6 +65,11 @@ pub fn mount(vfs: Arc<Vfs>, mountpoint: &Path, settings: &MountSettings) -> io::
 }
 
 impl Mounted {
+    /// What the kernel remembers of it.
+    pub fn kernel_cache(&self) -> KernelCache {
+        KernelCache { notifier: self.session.notifier() }
+    }
+
     /// Returns when the kernel's side has ended, by whatever unmounted it.
     pub fn wait(self) -> io::Result<()> {
         let Self { session, vfs } = self;

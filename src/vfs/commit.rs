@@ -118,7 +118,8 @@ impl Errand<'_> {
         }
         if self.policy.upload == UploadMode::Safe && self.job.base.is_some() {
             match self.job.layout.delta() {
-                Delta::Nothing => return self.set_attributes(),
+                // Emptied again: whether it is still there does not matter.
+                Delta::Nothing if self.job.length() > 0 => return self.set_attributes(),
                 Delta::Append { from } if self.may_append(from) => return self.append(from),
                 Delta::Cut if self.may_cut()? => return self.cut(),
                 Delta::Patch(ranges) if self.may_patch()? => return self.patch(&ranges),
@@ -271,7 +272,11 @@ impl Errand<'_> {
                 return Err(error.into());
             }
         };
-        let Some(there) = size_of(&look) else { return self.store_instead_of_append() };
+        let Some(there) = size_of(&look) else {
+            // What only the server had is gone with it.
+            let is_lost = look == Look::Absent && !self.job.layout.missing().is_empty();
+            return if is_lost { Ok(Err(Conflict)) } else { self.store_instead_of_append() };
+        };
         let begin = match there {
             _ if is_retried && (from..=length).contains(&there) => there,
             // O_APPEND means: behind whatever others appended.
@@ -499,6 +504,10 @@ impl Errand<'_> {
         }
     }
 
+    fn is_gone(&self) -> bool {
+        matches!(self.place.pool.look(self.place.path), Ok(Look::Absent))
+    }
+
     fn fetch_missing(&mut self) -> Result<()> {
         self.fetch_and(|_| {})
     }
@@ -509,7 +518,13 @@ impl Errand<'_> {
             if (self.is_cancelled)() {
                 return Err(ftp::Error::Cancelled.into());
             }
-            self.staged.fetch(self.place, gap)?;
+            match self.staged.fetch(self.place, gap) {
+                Err(Error::Denied(_)) if self.is_gone() => {
+                    let path = self.place.path;
+                    return Err(Error::Stale(format!("{path} was changed by others: it is gone")));
+                }
+                fetched => fetched?,
+            }
             self.job.layout = self.staged.layout();
             told(self.job.layout.present.prefix());
         }

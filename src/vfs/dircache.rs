@@ -6,6 +6,7 @@
 //! listing is thrown away for them.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,10 @@ pub(crate) use super::listing::{Item, Listing};
 /// use is kept whatever its size.
 const MAX_ENTRIES: usize = 500_000;
 
+/// The most directories listed anew in the background at once: half of the default connections
+/// stay for those who wait.
+const MOST_RELISTINGS: usize = 4;
+
 /// The listings. One leaf lock, never held across I/O.
 #[derive(Debug)]
 pub(crate) struct DirCache {
@@ -37,8 +42,10 @@ pub(crate) struct DirCache {
 #[derive(Debug)]
 struct State {
     listings: LruCache<Ino, Cached>,
-    /// Directories being loaded, each with the changes made since the load began.
-    loading: HashMap<Ino, Vec<Change>>,
+    /// Directories being loaded.
+    loading: HashMap<Ino, Loading>,
+    /// How many of them are loaded in the background.
+    relistings: usize,
     /// Entries of all `listings` together.
     entries: usize,
     /// The most of them.
@@ -50,6 +57,43 @@ struct Cached {
     listing: Arc<Listing>,
     /// When the load began; `None` once it must not be trusted any more.
     begun: Option<Instant>,
+    next: Next,
+}
+
+/// What the next look at a listing does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// What its age says.
+    ByAge,
+    /// The same, but it is not listed anew within the grace: that failed already.
+    OldUntilGraceEnds,
+    /// Asks the server; only if that is away, the listing is still good enough.
+    AsksServer,
+}
+
+/// A load under way.
+#[derive(Debug, Default)]
+struct Loading {
+    /// Made since it began.
+    changes: Vec<Change>,
+    /// The directory was expired since then: what arrives may be older than that.
+    is_outdated: bool,
+}
+
+/// What a look gets that need not be the newest.
+#[derive(Debug)]
+pub(crate) struct Aged {
+    pub(crate) listing: Arc<Listing>,
+    /// To be carried out in the background by whoever got it.
+    pub(crate) relisting: Option<Relisting>,
+}
+
+/// The right to list one directory anew in the background. Dropped without `done`, it has failed.
+#[derive(Debug)]
+pub(crate) struct Relisting {
+    load: LoadEnds<Arc<DirCache>>,
+    begun: Instant,
+    is_done: bool,
 }
 
 /// A listing and the time until which it may be used without asking again.
@@ -86,6 +130,7 @@ impl DirCache {
         let state = State {
             listings: LruCache::unbounded(),
             loading: HashMap::new(),
+            relistings: 0,
             entries: 0,
             capacity: MAX_ENTRIES,
         };
@@ -117,16 +162,49 @@ impl DirCache {
                 return Err(Error::TimedOut("timed out waiting for a listing".into()));
             }
         }
-        state.loading.insert(directory, Vec::new());
+        state.loading.insert(directory, Loading::default());
         drop(state);
 
         // Ends the load also when `load` fails or panics.
         let load_ends = LoadEnds { cache: self, directory };
         let begun = Instant::now();
         let entries = load()?;
-        let listing = self.install(directory, begun, &entries);
+        let (listing, next) = self.install(directory, begun, &entries);
         drop(load_ends);
-        Ok(Fresh { listing, until: begun + self.ttl, is_stale: false })
+        // Who asked before the directory was expired is answered, but not for long.
+        let until = if next == Next::ByAge { begun + self.ttl } else { begun };
+        Ok(Fresh { listing, until, is_stale: false })
+    }
+
+    /// A listing older than the TTL, but by no more than `grace`; of several callers one gets the
+    /// right to list it anew. Nothing where each look asks the server.
+    pub(crate) fn aged(
+        self: &Arc<Self>,
+        directory: Ino,
+        now: Instant,
+        grace: Duration,
+    ) -> Option<Aged> {
+        if self.ttl.is_zero() || grace.is_zero() {
+            return None;
+        }
+        let mut state = self.lock();
+        let cached = state.listings.get(&directory)?;
+        let (begun, next) = (cached.begun?, cached.next);
+        let is_aged = begun + self.ttl <= now && now < begun + self.ttl + grace;
+        if !is_aged || next == Next::AsksServer {
+            return None;
+        }
+        let listing = Arc::clone(&cached.listing);
+        let is_wanted = next == Next::ByAge
+            && state.relistings < MOST_RELISTINGS
+            && !state.loading.contains_key(&directory);
+        let relisting = is_wanted.then(|| {
+            state.relistings += 1;
+            state.loading.insert(directory, Loading::default());
+            let load = LoadEnds { cache: Arc::clone(self), directory };
+            Relisting { load, begun: Instant::now(), is_done: false }
+        });
+        Some(Aged { listing, relisting })
     }
 
     /// What was known before the server stopped answering, unless the user wants each look to
@@ -165,7 +243,7 @@ impl DirCache {
             {
                 return Ok(());
             }
-            state.loading.insert(directory, Vec::new());
+            state.loading.insert(directory, Loading::default());
         }
         let load_ends = LoadEnds { cache: self, directory };
         let entries = load()?;
@@ -174,25 +252,40 @@ impl DirCache {
         Ok(())
     }
 
+    /// The listing that is there, if it is not `listing`, and until when either may be believed.
+    pub(crate) fn newer_than(
+        &self,
+        directory: Ino,
+        listing: &Arc<Listing>,
+    ) -> (Option<Arc<Listing>>, Option<Instant>) {
+        let state = self.lock();
+        let Some(cached) = state.listings.peek(&directory) else { return (None, None) };
+        let newer = (!Arc::ptr_eq(&cached.listing, listing)).then(|| Arc::clone(&cached.listing));
+        let begun = cached.begun.filter(|_| cached.next != Next::AsksServer);
+        (newer, begun.map(|begun| begun + self.ttl))
+    }
+
     /// The older listing is merged without the lock: what changes meanwhile is in `loading`, and is
     /// applied after that.
-    fn install(&self, directory: Ino, begun: Instant, entries: &Entries) -> Arc<Listing> {
+    fn install(&self, directory: Ino, begun: Instant, entries: &Entries) -> (Arc<Listing>, Next) {
         let older = self.known(directory).unwrap_or_default();
         let mut listing = Listing::after(entries, &older);
         let mut state = self.lock();
-        for change in state.loading.get_mut(&directory).map(std::mem::take).unwrap_or_default() {
+        let load = state.loading.get_mut(&directory).map(std::mem::take).unwrap_or_default();
+        for change in load.changes {
             listing.apply(change);
         }
+        let next = if load.is_outdated { Next::AsksServer } else { Next::ByAge };
         let listing = Arc::new(listing);
         let replaced = state.take(directory);
         state.entries += listing.len();
-        let cached = Cached { listing: Arc::clone(&listing), begun: Some(begun) };
+        let cached = Cached { listing: Arc::clone(&listing), begun: Some(begun), next };
         state.listings.put(directory, cached);
         let evicted = state.evict();
         drop(state);
         // Large ones take their time to be freed: nobody should wait for that.
         drop((replaced, evicted));
-        listing
+        (listing, next)
     }
 
     /// This entry exists now, as the server confirmed or as a program wants it.
@@ -216,8 +309,20 @@ impl DirCache {
 
     /// The next look asks the server.
     pub(crate) fn expire(&self, directory: Ino) {
-        if let Some(cached) = self.lock().listings.peek_mut(&directory) {
+        let mut state = self.lock();
+        state.outdate_load(directory);
+        if let Some(cached) = state.listings.peek_mut(&directory) {
             cached.begun = None;
+        }
+    }
+
+    /// The same, but if the server is away, what is known is still shown: nothing says that it is
+    /// wrong.
+    pub(crate) fn refresh(&self, directory: Ino) {
+        let mut state = self.lock();
+        state.outdate_load(directory);
+        if let Some(cached) = state.listings.peek_mut(&directory) {
+            cached.next = Next::AsksServer;
         }
     }
 
@@ -228,8 +333,8 @@ impl DirCache {
 
     fn change(&self, directory: Ino, change: Change) {
         let mut state = self.lock();
-        if let Some(changes) = state.loading.get_mut(&directory) {
-            changes.push(change.clone());
+        if let Some(load) = state.loading.get_mut(&directory) {
+            load.changes.push(change.clone());
         }
         let Some(cached) = state.listings.peek_mut(&directory) else { return };
         let before = cached.listing.len();
@@ -246,10 +351,19 @@ impl DirCache {
 impl State {
     fn fresh(&mut self, directory: Ino, now: Instant, ttl: Duration) -> Option<Fresh> {
         let cached = self.listings.get(&directory)?;
+        if cached.next == Next::AsksServer {
+            return None;
+        }
         let until = cached.begun? + ttl;
         let begun_after = cached.begun? >= now;
         let listing = Arc::clone(&cached.listing);
         (now < until || begun_after).then_some(Fresh { listing, until, is_stale: false })
+    }
+
+    fn outdate_load(&mut self, directory: Ino) {
+        if let Some(load) = self.loading.get_mut(&directory) {
+            load.is_outdated = true;
+        }
     }
 
     fn take(&mut self, directory: Ino) -> Option<Cached> {
@@ -276,13 +390,37 @@ impl State {
     }
 }
 
+impl Relisting {
+    /// The server has answered.
+    pub(crate) fn done(mut self, entries: &Entries) {
+        self.load.cache.install(self.load.directory, self.begun, entries);
+        self.is_done = true;
+    }
+}
+
+impl Drop for Relisting {
+    fn drop(&mut self) {
+        let mut state = self.load.cache.lock();
+        state.relistings -= 1;
+        if self.is_done {
+            return;
+        }
+        if let Some(cached) = state.listings.peek_mut(&self.load.directory)
+            && cached.next == Next::ByAge
+        {
+            cached.next = Next::OldUntilGraceEnds;
+        }
+    }
+}
+
 /// Takes a directory out of the loading ones and wakes those who wait.
-struct LoadEnds<'a> {
-    cache: &'a DirCache,
+#[derive(Debug)]
+struct LoadEnds<C: Deref<Target = DirCache>> {
+    cache: C,
     directory: Ino,
 }
 
-impl Drop for LoadEnds<'_> {
+impl<C: Deref<Target = DirCache>> Drop for LoadEnds<C> {
     fn drop(&mut self) {
         self.cache.lock().loading.remove(&self.directory);
         self.cache.loaded.notify_all();
@@ -388,6 +526,62 @@ mod tests {
         assert!(cache.listing(DIR, Instant::now(), || Err(Error::NotFound)).is_err());
         let fresh = cache.listing(DIR, Instant::now(), || Ok(listed(&[entry("a", 1)]))).unwrap();
         assert_eq!(names(&fresh.listing), ["a"]);
+    }
+
+    #[test]
+    fn within_the_grace_one_gets_the_right_to_list_anew() {
+        let (ttl, grace) = (Duration::from_secs(10), Duration::from_secs(60));
+        let cache = Arc::new(cache(ttl));
+        let begun = Instant::now();
+        cache.listing(DIR, begun, || Ok(listed(&[entry("a", 1)]))).unwrap();
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        assert!(cache.aged(DIR, at(9), grace).is_none(), "fresh");
+        assert!(cache.aged(DIR, at(11), Duration::ZERO).is_none(), "no grace");
+        assert!(cache.aged(DIR, at(80), grace).is_none(), "too old");
+        let relisting = cache.aged(DIR, at(11), grace).unwrap().relisting.unwrap();
+        cache.put(DIR, Item::new(entry("mine", 1)));
+        let aged = cache.aged(DIR, at(11), grace).unwrap();
+        assert!(aged.relisting.is_none(), "one at a time");
+        assert_eq!(names(&aged.listing), ["a", "mine"]);
+        relisting.done(&listed(&[entry("b", 1)]));
+        assert_eq!(names(&cache.known(DIR).unwrap()), ["b", "mine"]);
+        drop(cache.aged(DIR, at(11), grace).unwrap());
+        assert!(cache.aged(DIR, at(12), grace).unwrap().relisting.is_none(), "it failed");
+        cache.refresh(DIR);
+        assert!(cache.aged(DIR, at(12), grace).is_none(), "the user wants the next look to ask");
+    }
+
+    #[test]
+    fn few_are_listed_anew_at_once() {
+        let cache = Arc::new(cache(Duration::from_nanos(1)));
+        let aged = |directory| cache.aged(Ino(directory), Instant::now(), Duration::from_secs(60));
+        for directory in 0..6 {
+            cache.listing(Ino(directory), Instant::now(), || Ok(listed(&[]))).unwrap();
+        }
+        let held: Vec<_> = (0..6).filter_map(|directory| aged(directory)?.relisting).collect();
+        assert_eq!(held.len(), MOST_RELISTINGS);
+        drop(held);
+        assert!(aged(5).unwrap().relisting.is_some());
+    }
+
+    #[test]
+    fn a_load_begun_before_the_directory_was_expired_is_not_believed_afterwards() {
+        let cache = cache(Duration::from_secs(10));
+        for expire in [DirCache::expire, DirCache::refresh] {
+            let loads = AtomicUsize::new(0);
+            let load = || {
+                if loads.fetch_add(1, Ordering::Relaxed) == 0 {
+                    expire(&cache, DIR);
+                }
+                Ok(listed(&[]))
+            };
+            let fresh = cache.listing(DIR, Instant::now(), load).unwrap();
+            assert!(fresh.until <= Instant::now());
+            cache.listing(DIR, Instant::now(), load).unwrap();
+            cache.listing(DIR, Instant::now(), load).unwrap();
+            assert_eq!(loads.load(Ordering::Relaxed), 2);
+            cache.forget(DIR);
+        }
     }
 
     #[test]

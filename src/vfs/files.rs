@@ -276,6 +276,7 @@ impl Vfs {
 
     /// Sends what is staged for an inode, and shows the result.
     pub(super) fn commit(&self, ino: Ino, staged: &Shared, urgency: Urgency) -> Result<()> {
+        let _sending = self.handles.begin_sending(ino, staged);
         let find = || self.path(ino);
         let policy = &self.options.writing;
         let key = fill_key(ino);
@@ -351,7 +352,7 @@ impl Vfs {
         let staged = self.stage_existing(ino, &item)?;
         let path = self.path(ino)?;
         let result = staged.truncate(&self.at(ino, &path), size).and_then(|()| {
-            if self.handles.is_open(ino) {
+            if self.handles.has_writer(ino) {
                 Ok(())
             } else {
                 self.commit(ino, &staged, Urgency::Foreground)

@@ -43,8 +43,6 @@ pub(crate) struct OpenFile {
 pub(crate) struct OpenDirectory {
     pub(crate) ino: Ino,
     pub(crate) listing: Arc<Listing>,
-    /// Until when the attributes in it may be shown.
-    pub(crate) until: std::time::Instant,
 }
 
 #[derive(Clone, Debug)]
@@ -75,6 +73,9 @@ struct State {
     /// Removed while open, and kept under another name until the last handle is closed: what was
     /// listed of it.
     doomed: HashMap<Ino, (Item, Option<Mark>)>,
+    /// Being sent: how often, and what to show until the listing tells what was sent. A staged file
+    /// itself shows nothing more as soon as the server has confirmed it.
+    sending: HashMap<Ino, (usize, Option<View>)>,
     /// Staged files with unsent bytes that nobody has open; their inodes are pinned for that.
     kept: HashSet<Ino>,
 }
@@ -163,6 +164,14 @@ impl Handles {
         }
     }
 
+    /// Does any handle have this file open for writing?
+    pub(crate) fn has_writer(&self, ino: Ino) -> bool {
+        let state = self.lock();
+        state.handles.values().any(
+            |handle| matches!(handle, Handle::File(file) if file.ino == ino && file.access.write),
+        )
+    }
+
     /// Does any handle have this file open?
     pub(crate) fn is_open(&self, ino: Ino) -> bool {
         self.lock().opens.contains_key(&ino)
@@ -183,13 +192,36 @@ impl Handles {
 
     /// Length and time of what is staged for an inode, without waiting for anybody.
     pub(crate) fn view(&self, ino: Ino) -> Option<View> {
-        self.staged(ino)?.view()
+        // In this order: what the staged file shows no more is in `sending` until it is listed.
+        let staged = self.staged(ino).and_then(|staged| staged.view());
+        staged.or_else(|| self.sending(ino))
+    }
+
+    fn sending(&self, ino: Ino) -> Option<View> {
+        self.lock().sending.get(&ino).and_then(|(_, view)| *view)
+    }
+
+    /// A staged file is about to be sent; the result ends when the listing tells what was sent.
+    pub(crate) fn begin_sending(&self, ino: Ino, staged: &Staged) -> Sending<'_> {
+        let view = staged.view();
+        let mut state = self.lock();
+        let (count, shown) = state.sending.entry(ino).or_default();
+        *count += 1;
+        *shown = view.or(*shown);
+        Sending { handles: self, ino }
     }
 
     /// The same for all that is staged, without waiting for anybody.
     pub(crate) fn views(&self) -> HashMap<Ino, View> {
-        let staged = self.all_staged();
-        staged.into_iter().filter_map(|(ino, staged)| Some((ino, staged.view()?))).collect()
+        let staged = self.all_staged().into_iter();
+        let mut views: HashMap<_, _> =
+            staged.filter_map(|(ino, staged)| Some((ino, staged.view()?))).collect();
+        for (ino, (_, view)) in &self.lock().sending {
+            if let Some(view) = view {
+                views.entry(*ino).or_insert(*view);
+            }
+        }
+        views
     }
 
     /// The staged file of an inode, made by `make` if there is none.
@@ -235,6 +267,24 @@ impl State {
         self.last += 1;
         self.handles.insert(self.last, handle);
         self.last
+    }
+}
+
+/// A file is being sent, or what was sent is being put into the listing.
+#[derive(Debug)]
+pub(crate) struct Sending<'a> {
+    handles: &'a Handles,
+    ino: Ino,
+}
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        let mut state = self.handles.lock();
+        let Some((count, _)) = state.sending.get_mut(&self.ino) else { return };
+        *count -= 1;
+        if *count == 0 {
+            state.sending.remove(&self.ino);
+        }
     }
 }
 

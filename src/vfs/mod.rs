@@ -16,6 +16,7 @@ mod content;
 mod dircache;
 mod error;
 mod files;
+mod grace;
 mod handles;
 mod journal;
 mod listing;
@@ -25,6 +26,7 @@ mod prefetch;
 mod ranges;
 mod reader;
 mod recovery;
+mod refresh;
 mod replace;
 mod room;
 mod sender;
@@ -47,6 +49,7 @@ pub use names::RenameMode;
 pub use policy::{OnConflict, UploadMode, WritePolicy};
 pub use prefetch::ReadAhead;
 pub use recovery::{LeftOver, TakenUp, forget_left_over, left_over};
+pub use refresh::{Outdated, Refresh};
 pub use shelf::AheadBytes;
 pub use tree::{Ino, ROOT};
 
@@ -55,6 +58,7 @@ use dircache::{DirCache, Fresh};
 use handles::{Handles, OpenDirectory, Unstaged};
 use journal::Marks;
 use prefetch::{Parts, Prefetch};
+use refresh::Absent;
 use replace::is_own_name;
 use room::Room;
 use staging::{Urgency, View};
@@ -68,6 +72,8 @@ use crate::ftp::{self, Entries, Kind, Pool, RemotePath};
 pub struct Options {
     /// How old a listing may be; zero: every look asks the server.
     pub ttl: Duration,
+    /// For how much longer an old one is shown while a new one is asked for in the background.
+    pub ttl_grace: Duration,
     pub read_only: bool,
     /// Whose files they are shown as.
     pub uid: u32,
@@ -117,6 +123,7 @@ pub struct Vfs {
     cache: Arc<DirCache>,
     handles: Arc<Handles>,
     prefetch: Prefetch,
+    absent: Absent,
     room: Arc<Room>,
     marks: Marks,
     queue: Arc<Queue>,
@@ -148,6 +155,7 @@ impl Vfs {
             cache: Arc::clone(&parts.cache),
             handles: Arc::clone(&parts.handles),
             prefetch: Prefetch::new(parts, options.read_ahead),
+            absent: Absent::default(),
             room: Arc::new(Room::new(&options.staging_dir, options.writing.cache_size)),
             marks: Marks { dir: options.staging_dir.clone(), server: pool.server_name() },
             queue: Arc::default(),
@@ -172,11 +180,16 @@ impl Vfs {
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<std::result::Result<Found, Duration>> {
         ftp::check_name(name)?;
         let now = Instant::now();
-        let fresh = self.listing(parent, now)?;
+        let fresh = self.listing_or_aged(parent, now)?;
         let valid = fresh.until.saturating_duration_since(now);
-        let Some(shown) = fresh.shown(name)? else { return Ok(Err(valid)) };
+        let Some(shown) = fresh.shown(name)? else {
+            if !valid.is_zero() {
+                self.absent.note(parent, name);
+            }
+            return Ok(Err(valid));
+        };
         let ino = self.tree().intern(parent, name, 1);
-        Ok(Ok(Found { attr: self.attr_of(ino, &shown), valid }))
+        Ok(Ok(Found { attr: self.attr_in(&fresh, (parent, name), ino, &shown), valid }))
     }
 
     /// The kernel drops look-ups.
@@ -197,10 +210,10 @@ impl Vfs {
             return Ok(Found { attr: self.attr_of(ino, &item.shown()), valid: Duration::ZERO });
         }
         let Some((parent, name)) = self.place(ino) else { return self.attr_of_unlinked(ino) };
-        let fresh = self.listing(parent, now)?;
+        let fresh = self.listing_or_aged(parent, now)?;
         let shown = fresh.shown(&name)?.ok_or(Error::NotFound)?;
         let valid = fresh.until.saturating_duration_since(now);
-        Ok(Found { attr: self.attr_of(ino, &shown), valid })
+        Ok(Found { attr: self.attr_in(&fresh, (parent, &name), ino, &shown), valid })
     }
 
     /// Only those who have it open still ask.
@@ -214,10 +227,10 @@ impl Vfs {
 
     /// Opens a directory: what it holds now.
     pub fn opendir(&self, ino: Ino) -> Result<u64> {
-        let fresh = self.listing(ino, Instant::now())?;
+        let fresh = self.listing_or_aged(ino, Instant::now())?;
         self.tree().pin(ino);
         self.prefetch.entered(ino, &fresh.listing);
-        let directory = OpenDirectory { ino, listing: fresh.listing, until: fresh.until };
+        let directory = OpenDirectory { ino, listing: fresh.listing };
         Ok(self.handles.open_directory(directory))
     }
 
@@ -231,7 +244,14 @@ impl Vfs {
         mut take: impl FnMut(DirEntry<'_>) -> bool,
     ) -> Result<()> {
         let directory = self.handles.directory(fh)?;
-        let valid = directory.until.saturating_duration_since(Instant::now());
+        // One look at what is being written, before the one at the listing: what is sent in between
+        // is in the listing then.
+        let views = self.handles.views();
+        // The kernel keeps what it is told here: that must not be older than what was changed since
+        // the directory was opened.
+        let (newer, until) = self.cache.newer_than(directory.ino, &directory.listing);
+        let valid =
+            until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
         let this = self.ownership.root(directory.ino, self.mounted);
         let parent = self.place(directory.ino).map_or(ROOT, |(parent, _)| parent);
         let above = Attr { ino: parent, ..this };
@@ -242,11 +262,17 @@ impl Vfs {
             }
         }
         let skip = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
-        // One look at what is being written, and one lock of the tree, for all that one reply
-        // takes: `take` only copies.
-        let views = self.handles.views();
+        // One lock of the tree for all that one reply takes: `take` only copies.
         let mut tree = self.tree();
         for (index, (name, shown)) in directory.listing.rows(skip).enumerate() {
+            let shown = match &newer {
+                None => shown,
+                Some(newer) => match newer.shown(name) {
+                    Some(shown) => shown,
+                    // Removed or renamed since.
+                    None => continue,
+                },
+            };
             let ino = tree.intern(directory.ino, name, u64::from(count_lookups));
             let attr = overlaid(self.ownership.attr(ino, &shown), views.get(&ino));
             let next = (skip + index) as u64 + 3;
@@ -371,10 +397,10 @@ impl Vfs {
     fn load(&self, directory: Ino) -> Result<Entries> {
         let path = self.path(directory)?;
         let begun = Instant::now();
-        match self.pool.ask(|session| session.list(&path)) {
+        match list(&self.pool, &path) {
             Ok(entries) => {
                 self.prefetch.note_step(begun.elapsed());
-                Ok(entries.without(is_own_name))
+                Ok(entries)
             }
             Err(error @ ftp::Error::Refused(_)) => Err(self.why_refused(directory, error)),
             Err(error) => Err(error.into()),
@@ -397,6 +423,15 @@ impl Vfs {
                 Some(_) => error.into(),
             },
         }
+    }
+
+    /// The same for an entry of a listing, which may have changed since it was looked at: a file
+    /// that was sent in between is no longer overlaid, and the newer listing tells.
+    fn attr_in(&self, fresh: &Fresh, place: (Ino, &[u8]), ino: Ino, shown: &Shown) -> Attr {
+        let view = self.handles.view(ino);
+        let (newer, _) = self.cache.newer_than(place.0, &fresh.listing);
+        let newer = newer.and_then(|newer| newer.shown(place.1));
+        overlaid(self.ownership.attr(ino, newer.as_ref().unwrap_or(shown)), view.as_ref())
     }
 
     /// What is listed, overlaid by what is written and not yet sent.
@@ -454,6 +489,11 @@ pub struct DirEntry<'a> {
     pub next: u64,
     /// How long the attributes may be believed.
     pub valid: Duration,
+}
+
+/// What a directory on the server holds, without our own temporary names.
+fn list(pool: &Pool, path: &RemotePath) -> std::result::Result<Entries, ftp::Error> {
+    Ok(pool.ask(|session| session.list(path))?.without(is_own_name))
 }
 
 /// A file shows what is written to it and not yet sent.

@@ -161,7 +161,8 @@ impl Vfs {
             let is_later = self.options.writing.write_back.is_some();
             if is_later
                 && staged.is_only_here()
-                && self.rename_here(ino, &staged, from, to, target.as_ref())? {
+                && self.rename_here(ino, &staged, from, to, target.as_ref())?
+            {
                 return Ok(());
             }
             // The server moves what it has; so it must have all of it.

@@ -58,6 +58,15 @@ impl Reader {
         }
     }
 
+    /// Of bytes that belong to others which are here already: the first transfer, too, must bring
+    /// exactly this version.
+    pub(crate) fn of_part(version: Version) -> Self {
+        let mut reader = Self::new(version);
+        reader.was_opened = true;
+        reader.is_one_stretch = false;
+        reader
+    }
+
     /// To the true end of the file, which may be beyond the one that was listed a while ago.
     pub(crate) fn to_end(version: Version) -> Self {
         let mut reader = Self::new(Version { size: None, ..version });

@@ -440,7 +440,7 @@ impl Staged {
         let kept = {
             let state = self.lock();
             if source.is_none() {
-                *source = state.base.map(Reader::new);
+                *source = state.base.map(Reader::of_part);
             }
             state.content.layout().kept
         };
@@ -453,7 +453,10 @@ impl Staged {
         let length = usize::try_from(end.saturating_sub(start)).unwrap_or(0);
         let bytes = reader.read(place.pool, place.path, place.key, start, length)?;
         if start + bytes.len() as u64 <= gap.start {
-            return Err(Error::Stale(format!("{} became shorter on the server", place.path)));
+            return Err(Error::Stale(format!(
+                "{} was changed by others: it became shorter",
+                place.path
+            )));
         }
         Ok(self.lock().content.fill(start, bytes, &self.room)?)
     }

@@ -3,6 +3,7 @@
 //! A node stores its parent and its name, never a path, so that a rename moves one node and open
 //! handles follow. Numbers are never used again.
 
+use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::ops::Deref;
@@ -213,6 +214,36 @@ impl Tree {
                 _ => return false,
             }
         }
+    }
+
+    /// The nodes right below a directory.
+    pub(crate) fn children(&self, directory: Ino) -> Vec<Ino> {
+        let Some(above) = self.at(directory) else { return Vec::new() };
+        self.places().filter(|(_, node)| node.parent == above).map(|(ino, _)| ino).collect()
+    }
+
+    /// The nodes below a directory, at any depth.
+    pub(crate) fn all_below(&self, directory: Ino) -> Vec<Ino> {
+        let mut children: HashMap<Place, Vec<Ino>> = HashMap::new();
+        for (ino, node) in self.places() {
+            children.entry(node.parent).or_default().push(ino);
+        }
+        let mut found = Vec::new();
+        let mut open = vec![directory];
+        while let Some(place) = open.pop().and_then(|ino| self.at(ino)) {
+            if let Some(below) = children.remove(&place) {
+                open.extend(&below);
+                found.extend(below);
+            }
+        }
+        found
+    }
+
+    /// All nodes that have a name, but for the root.
+    fn places(&self) -> impl Iterator<Item = (Ino, &Node)> {
+        let numbered = (0..NOWHERE).zip(&self.nodes).skip(1);
+        let named = numbered.filter(|(_, node)| node.parent != NOWHERE);
+        named.map(|(place, node)| (self.ino(place), node))
     }
 
     /// How many nodes there are.

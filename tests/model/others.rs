@@ -162,9 +162,11 @@ impl World {
             (true, true, OnConflict::Overwrite) => is.is_some_and(is_ours),
             (true, true, OnConflict::Copy) => match theirs {
                 None => is.is_some_and(is_ours) || copied,
+                Some(_) if is_appended_behind(is, theirs, &live.bytes) => true,
                 Some(_) => is_theirs && (copied || is.is_some_and(is_ours)),
             },
         };
+        let is_behind = is_appended_behind(is, theirs, &live.bytes);
         if !is_right {
             return Err(format!(
                 "others changed {path} to {}, ours is {}, {}; then it is {}{}",
@@ -181,7 +183,7 @@ impl World {
             live.is_new = false;
             // Now it is known which.
             if let Some(Node::File(sent)) = is
-                && live.over_theirs.take().as_ref() == Some(&sent.bytes)
+                && (live.over_theirs.take().as_ref() == Some(&sent.bytes) || is_behind)
             {
                 live.bytes = sent.bytes.clone();
             }
@@ -302,4 +304,11 @@ impl World {
         self.mount = Some(mount);
         Ok(())
     }
+}
+
+/// O_APPEND: what was written at the end of ours stands behind what others have there now.
+fn is_appended_behind(is: Option<&Node>, theirs: Option<&Node>, ours: &[u8]) -> bool {
+    let (Some(Node::File(is)), Some(Node::File(theirs))) = (is, theirs) else { return false };
+    let tail = is.bytes.strip_prefix(theirs.bytes.as_slice());
+    tail.is_some_and(|tail| !tail.is_empty() && ours.ends_with(tail))
 }

@@ -83,18 +83,18 @@ pub fn knows_what_it_replaces() -> bool {
 /// Is a truncation by name sent at once where only readers have the file open? They do not send it when
 /// they close it.
 pub fn sends_what_is_cut_beside_readers() -> bool {
-    false
+    true
 }
 
 /// Is a file that was removed, or replaced, while it is open left alone by the `close` of its writers?
 /// As long as it is not, a close that fails makes it pending for ever.
 pub fn never_sends_what_is_unlinked() -> bool {
-    false
+    true
 }
 
 /// Does what is noted of an unsent file follow the rename of a directory above it?
 pub fn notes_follow_a_directory() -> bool {
-    false
+    true
 }
 
 /// An empty directory is removed before another one is renamed to its name: two commands, of which the
