@@ -331,12 +331,10 @@ impl World {
                 // What the server has nothing of moves only here when it is sent later; so it is
                 // sent first, for the comparison. tests/writing.rs looks at the other case.
                 if self.mode == Mode::WriteBack {
-                    let is_there = from != to && fs.stat(from.as_bytes()).is_ok();
-                    // Unmoved, if the rename is to fail.
-                    let moved = self.model.live_at(from).or_else(|| self.model.live_at(to));
-                    let moved = moved.filter(|_| is_there);
+                    let there = [self.model.live_at(to), self.model.live_at(from)];
+                    let sent = there.map(|id| id.filter(|id| !self.model.lives[id].is_dirty));
                     for (handle, fh) in self.model.handles.iter().zip(&self.fhs) {
-                        if Some(handle.live) == moved {
+                        if sent.contains(&Some(handle.live)) {
                             fs.vfs.fsync(*fh)?;
                         }
                     }
