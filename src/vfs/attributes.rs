@@ -97,6 +97,9 @@ impl Vfs {
             Err(ftp::Error::Refused(_)) => false,
             Err(error) => return Err(error.into()),
         };
+        if done {
+            self.handles.note_server_mtime(ino, stamp);
+        }
         if let Some(staged) = staged.filter(|_| done) {
             staged.note_server_mtime(stamp);
         }

@@ -118,8 +118,10 @@ impl Errand<'_> {
         }
         if self.policy.upload == UploadMode::Safe && self.job.base.is_some() {
             match self.job.layout.delta() {
-                // Emptied again: whether it is still there does not matter.
-                Delta::Nothing if self.job.length() > 0 => return self.set_attributes(),
+                // Emptied again, and meanwhile removed by others: it is there again.
+                Delta::Nothing if self.job.length() > 0 || !self.is_gone() => {
+                    return self.set_attributes();
+                }
                 Delta::Append { from } if self.may_append(from) => return self.append(from),
                 Delta::Cut if self.may_cut()? => return self.cut(),
                 Delta::Patch(ranges) if self.may_patch()? => return self.patch(&ranges),
@@ -269,6 +271,7 @@ impl Errand<'_> {
             Err(error) => {
                 // A beginning of it may be there.
                 self.job.traces.appended_from = Some(from);
+                self.note_own_part();
                 return Err(error.into());
             }
         };
@@ -290,6 +293,7 @@ impl Errand<'_> {
             Err(error) => {
                 // Behind what others appended nothing tells ours from theirs: it is not gone on with.
                 self.job.traces.appended_from = is_retried.then_some(from);
+                self.note_own_part();
                 Err(error.into())
             }
             Ok(StoreOutcome::Guarded(_)) => Ok(Err(Conflict)),
@@ -298,6 +302,15 @@ impl Errand<'_> {
                 Ok(Ok(Sent { size, ..self.sent(&stored) }))
             }
         }
+    }
+
+    /// What is there has changed, and by ourselves: that is what the rest belongs to from now on.
+    fn note_own_part(&mut self) {
+        self.job.base = Some(match self.place.pool.look(self.place.path) {
+            Ok(Look::There(stat)) => Version::of_stat(&stat),
+            // Nothing is known of it, which agrees with anything.
+            _ => Version { size: None, mtime: None },
+        });
     }
 
     fn append_if(
@@ -361,6 +374,7 @@ impl Errand<'_> {
                 Ok(stored) => last = Some(stored),
                 Err(error) => {
                     self.job.traces.may_be_partly_there = true;
+                    self.note_own_part();
                     return Err(error);
                 }
             }

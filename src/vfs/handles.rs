@@ -15,6 +15,7 @@ use super::tree::Ino;
 /// What all readers together may hold: four busy ones with windows of 4 MiB, and as much again
 /// for those that rest. Half of what the whole process may take.
 const READ_MEMORY: usize = 32 * 1024 * 1024;
+use crate::ftp::Timestamp;
 
 /// What a file was opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,6 +162,19 @@ impl Handles {
                 let doomed = if was_last { state.doomed.remove(&ino) } else { None };
                 Some(Closed { ino, was_last, doomed: doomed.map(|(_, mark)| mark) })
             }
+        }
+    }
+
+    /// The server took this time at our wish: those who read the file go on with it.
+    pub(crate) fn note_server_mtime(&self, ino: Ino, mtime: Timestamp) {
+        let files: Vec<_> = (self.lock().handles.values())
+            .filter_map(|handle| match handle {
+                Handle::File(file) if file.ino == ino => Some(Arc::clone(file)),
+                _ => None,
+            })
+            .collect();
+        for file in files {
+            file.reader.lock().unwrap_or_else(PoisonError::into_inner).note_server_mtime(mtime);
         }
     }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::attr::Version;
 use super::error::{Error, Result};
 use super::window::{MOST, Plan, TAIL, Window, plan};
-use crate::ftp::{self, Download, Pool, RemotePath};
+use crate::ftp::{self, Download, Pool, RemotePath, Timestamp};
 
 /// How often a read that lost its connection is taken up again where it stopped.
 const TRIES: usize = 3;
@@ -56,6 +56,11 @@ impl Reader {
             memory: Arc::clone(memory),
             held: 0,
         }
+    }
+
+    /// The server took this time at our wish: the content is the same.
+    pub(crate) fn note_server_mtime(&mut self, mtime: Timestamp) {
+        self.version.mtime = Some(mtime);
     }
 
     /// Of bytes that belong to others which are here already: the first transfer, too, must bring

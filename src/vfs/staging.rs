@@ -554,6 +554,12 @@ impl Staged {
         let sent = match sent {
             Ok(sent) => sent,
             Err(error) => {
+                if job.base != state.base && state.base.is_some() && job.base.is_some() {
+                    // A part of ours changed it.
+                    state.base = job.base;
+                    *source = None;
+                    leave_parked(place.pool, place.key);
+                }
                 state.last_error = Some(error.to_string());
                 return Err(error);
             }
