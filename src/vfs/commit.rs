@@ -174,8 +174,13 @@ impl Errand<'_> {
     }
 
     fn store_in_place(&mut self) -> Attempt {
-        self.job.traces.may_be_partly_there = true;
-        self.store(self.place.path, Placement::Whole, 0..self.job.length())
+        let is_new = self.job.base.is_none();
+        self.job.traces.may_be_partly_there |= is_new;
+        let stored = self.store(self.place.path, Placement::Whole, 0..self.job.length());
+        if stored.is_err() && !is_new {
+            self.note_own_part();
+        }
+        stored
     }
 
     /// To a new name in the same directory, and from there by a rename.
@@ -499,11 +504,13 @@ impl Errand<'_> {
     /// Is what is there what we know, so that nothing of others is lost?
     fn agrees(&self, look: &Look) -> bool {
         match (look, self.job.base) {
-            // A part of ours, from an attempt before this one.
-            _ if self.job.traces.may_be_partly_there => true,
             // Whoever removed it lost it already.
             (Look::Absent | Look::Unknown, _) => true,
-            (Look::There(_), None) => false,
+            // Of a new file perhaps a part of ours, from an attempt before this one.
+            (Look::There(stat), None) => {
+                let is_part = stat.size.is_none_or(|size| size <= self.job.length());
+                self.job.traces.may_be_partly_there && is_part
+            }
             (Look::There(stat), Some(base)) => base.agrees_with(&Version::of_stat(stat)),
         }
     }

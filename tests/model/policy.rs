@@ -37,7 +37,16 @@ pub fn may_be_partly_there(
     path: &str,
     is: Option<&Node>,
 ) -> bool {
-    let (Some(Node::File(part)), None) = (is, before.server.get(path)) else { return false };
+    let Some(Node::File(part)) = is else { return false };
+    // Or of what was appended to it: what was there stays.
+    let is_longer = match before.server.get(path) {
+        None => true,
+        Some(Node::File(old)) => part.bytes.starts_with(&old.bytes),
+        Some(_) => false,
+    };
+    if !is_longer {
+        return false;
+    }
     let is_part_of = |whole: &[u8]| whole.starts_with(&part.bytes);
     let live = before.live_at(path).map(|id| &before.lives[&id].bytes);
     match (live, after.server.get(path)) {

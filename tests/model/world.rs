@@ -100,10 +100,16 @@ impl World {
             Op::TheirRename { from, to } => {
                 self.their_rename(PATHS[from as usize], PATHS[to as usize]);
             }
-            Op::Remount => self.remount()?,
+            Op::Remount => match self.remount() {
+                Err(_) if self.keeps_a_part() => return Ok(End::Here),
+                remounted => remounted?,
+            },
             Op::Kill if self.has_old_notes => return Ok(End::Here),
             Op::Kill => self.kill()?,
-            Op::Drain => self.drain()?,
+            Op::Drain => match self.drain() {
+                Err(_) if self.keeps_a_part() => return Ok(End::Here),
+                drained => drained?,
+            },
             _ => {
                 let Some(call) = self.call_of(op) else { return Ok(End::Not) };
                 self.resolve_contests(&call)?;
