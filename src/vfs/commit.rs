@@ -118,9 +118,15 @@ impl Errand<'_> {
         }
         if self.policy.upload == UploadMode::Safe && self.job.base.is_some() {
             match self.job.layout.delta() {
-                // Emptied again, and meanwhile removed by others: it is there again.
-                Delta::Nothing if self.job.length() > 0 || !self.is_gone() => {
-                    return self.set_attributes();
+                Delta::Nothing => {
+                    let look = self.place.pool.look(self.place.path)?;
+                    let overwrites = self.policy.on_conflict == OnConflict::Overwrite;
+                    // What others removed is sent again; what they changed is theirs.
+                    if look != Look::Absent && (overwrites || self.agrees(&look)) {
+                        return self.set_attributes();
+                    } else if look != Look::Absent {
+                        return Ok(Err(Conflict));
+                    }
                 }
                 Delta::Append { from } if self.may_append(from) => return self.append(from),
                 Delta::Cut if self.may_cut()? => return self.cut(),
