@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use ftpfs::ftp::Pool;
-use ftpfs::vfs::{OnConflict, UploadMode, Vfs, WritePolicy};
+use ftpfs::vfs::{Changes, Mtime, OnConflict, UploadMode, Vfs, When, WritePolicy};
 
 use crate::drivers::{Direct, Driver, Fail, How, options, target};
 use crate::support::dialect::{Dialect, RenameOver};
@@ -380,16 +380,21 @@ fn what_waits_is_sent_by_itself() {
     let access = ftpfs::vfs::Access { read: true, write: true, append: false };
     for index in 0..20 {
         let name = format!("f{index}");
-        let (_, opened) =
+        let (found, opened) =
             vfs.create(ftpfs::vfs::ROOT, name.as_bytes(), 0o644, access, true).unwrap();
         vfs.write(opened.fh, 0, name.as_bytes()).unwrap();
         vfs.flush(opened.fh).unwrap();
         vfs.release(opened.fh);
+        // As `cp -p` and rsync do, after the close.
+        let mtime = Mtime { seconds: 1_000_000_000, nanos: 0 };
+        let changes = Changes { mtime: Some(When::At(mtime)), ..Changes::default() };
+        vfs.setattr(found.attr.ino, &changes).unwrap();
     }
     let is_there = |server: &Server| {
         (0..20).all(|index| {
             let name = format!("/f{index}");
             server.get(&name).is_some_and(|bytes| bytes == name.as_bytes()[1..])
+                && server.stat(&name).is_some_and(|stat| stat.mtime == 1_000_000_000)
         })
     };
     assert!(server.wait_until(is_there, PATIENCE));

@@ -58,6 +58,9 @@ impl Vfs {
         }
         let Some((parent, name)) = self.place(ino) else { return Ok(()) };
         let waits = self.handles.staged(ino).is_some_and(|staged| staged.set_mode(mode));
+        if waits {
+            self.renew_note(ino);
+        }
         if !waits && self.shown(ino)?.shown_mode() == Some(mode) {
             return Ok(());
         }
@@ -72,6 +75,13 @@ impl Vfs {
             if done { item.set_mode(mode) } else { item.remember_mode(mode) }
         });
         Ok(())
+    }
+
+    /// What was promised of an unsent file is to be sent with these attributes.
+    fn renew_note(&self, ino: Ino) {
+        if let (Some(staged), Ok(path)) = (self.handles.staged(ino), self.path(ino)) {
+            staged.renew_note(&self.pool, &path);
+        }
     }
 
     fn set_mtime(&self, ino: Ino, when: When) -> Result<()> {
@@ -89,6 +99,7 @@ impl Vfs {
         };
         let staged = self.handles.staged(ino);
         if staged.as_ref().is_some_and(|staged| staged.set_mtime(stamp)) {
+            self.renew_note(ino);
             return Ok(());
         }
         let path = self.path(ino)?;

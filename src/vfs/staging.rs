@@ -101,6 +101,8 @@ struct State {
     last_error: Option<String>,
     /// A note on the disk promises exactly what is here.
     is_promised: bool,
+    /// But for a time or bits that were set since.
+    is_note_outdated: bool,
     /// Every byte was written at the end, from an empty file on: what is there will hardly change.
     is_sequential: bool,
     /// Every byte was written by a handle opened to append.
@@ -380,7 +382,7 @@ impl Staged {
         let mut state = self.lock_quiet();
         if state.is_changed {
             state.mtime = Some(mtime);
-            state.is_promised = false;
+            state.is_note_outdated = true;
         }
         state.is_changed
     }
@@ -389,7 +391,7 @@ impl Staged {
         let mut state = self.lock_quiet();
         if state.is_changed {
             state.mode = Some(mode);
-            state.is_promised = false;
+            state.is_note_outdated = true;
         }
         state.is_changed
     }
@@ -461,6 +463,15 @@ impl Staged {
         Ok(self.lock().content.fill(start, bytes, &self.room)?)
     }
 
+    /// A time or bits were set after the promise, which is to keep them too.
+    pub(crate) fn renew_note(&self, pool: &Pool, path: &RemotePath) {
+        let mut state = self.lock();
+        if state.is_dirty() && state.is_promised && state.is_note_outdated {
+            state.note_or_warn(pool, path, Durability::Disk);
+            state.is_note_outdated = false;
+        }
+    }
+
     /// Makes the content and where it belongs durable here; true unless there was nothing to
     /// promise. From now on it reaches the server, also if this process ends.
     pub(crate) fn promise(&self, pool: &Pool, path: &RemotePath) -> Result<bool> {
@@ -468,12 +479,13 @@ impl Staged {
         if !state.is_dirty() {
             return Ok(false);
         }
-        if !state.is_promised {
+        if !state.is_promised || state.is_note_outdated {
             // Whoever saw this time sees it again when the server has the file.
             state.mtime = state.mtime.or(state.changed_at);
             state.content.sync()?;
             state.note(pool, path, Durability::Disk)?;
             state.is_promised = true;
+            state.is_note_outdated = false;
         }
         Ok(true)
     }
@@ -618,6 +630,7 @@ impl State {
             mode: None,
             last_error: None,
             is_promised: false,
+            is_note_outdated: false,
             is_append_only: true,
             sender: None,
             had_sender: false,
