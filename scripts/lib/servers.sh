@@ -124,6 +124,8 @@ secure_chroot_dir=$3/empty
 max_clients=0
 max_per_ip=${MAX_PER_IP:-0}
 seccomp_sandbox=NO
+isolate=NO
+isolate_network=NO
 xferlog_enable=NO
 C
   [ -z "${TLS:-}" ] || cat >>"$3/conf" <<C
