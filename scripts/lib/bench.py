@@ -592,7 +592,9 @@ class Results:
         return min((value for value in values if value is not None), default=None)
 
     def rows(self, titles):
-        return [row for row in titles if any(key == row for key, _ in self.samples) or any(key == row for key, _ in self.troubles)]
+        """Those that any mount has: curl alone makes none."""
+        known = [(key, peer) for table in (self.samples, self.troubles) for key, peer in table]
+        return [row for row in titles if any(key == row and peer != "ceiling" for key, peer in known)]
 
     def cell(self, row, peer):
         trouble = self.trouble(row, peer)
