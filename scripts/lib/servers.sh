@@ -1,5 +1,5 @@
-# Sourced: real FTP servers on unprivileged loopback ports, each serving one directory to the user
-# `user` with the password `password`.
+# Sourced: real FTP servers on unprivileged ports, each serving one directory to the user `user` with the
+# password `password`; on loopback, or at $SERVER_ADDRESS in the network namespace $SERVER_NETNS.
 #
 #   install_servers                    once; Debian's packages of them conflict, so they are unpacked
 #                                      side by side and never installed
@@ -9,16 +9,19 @@
 #                                      client's certificate if TLS_CLIENTS names who signs them
 #   stop_servers                       those that were started by this shell
 #
+# With SERVER_USER set to the caller and SUDO=() no root is needed, by ProFTPD and pyftpdlib alone.
+#
 # shellcheck shell=bash
 # shellcheck source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 SERVERS="vsftpd proftpd pureftpd pyftpdlib"
 SERVER_DIR=$CACHE_DIR/servers
-SERVER_PIDS=()
+SERVER_PIDS=() SERVER_RUNS=()
+SERVER_ADDRESS=127.0.0.1 SERVER_NETNS=''
 # The owner of what is served. Not nobody: vsftpd 3.0.3 enters the home first, and that has none.
 SERVER_USER=daemon
-# One for each run: the end of another run must not take it away.
+# Of this shell alone: others may run servers at the same time.
 PAM_FILE=/etc/pam.d/ftpfs-test-$$
 
 install_servers() {
@@ -38,10 +41,10 @@ install_servers() {
   fi
 }
 
-# make_certificate FILE NAME DAYS: a self-signed one for 127.0.0.1, its key in the same file.
+# make_certificate FILE NAME DAYS: a self-signed one for the server's address, its key in the same file.
 make_certificate() {
   openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj "/CN=$2" -days "$3" \
-    -addext "subjectAltName=IP:127.0.0.1" -addext basicConstraints=critical,CA:FALSE \
+    -addext "subjectAltName=IP:$SERVER_ADDRESS" -addext basicConstraints=critical,CA:FALSE \
     -keyout "$1.key" -out "$1.crt" 2>/dev/null || return 1
   cat "$1.key" "$1.crt" >"$1"; chmod 600 "$1" "$1.key"
 }
@@ -75,18 +78,27 @@ start_server() {
   local name=$1 dir=$2 port=$3 run
   [ -z "${TLS:-}" ] || need_certificate || return 1
   run=$(mktemp -d "$CACHE_DIR/run-$name-XXXXXX")
+  SERVER_RUNS+=("$run")
   as_root chown "$SERVER_USER" "$dir"
   as_root chmod 755 "$dir"
   "start_$name" "$dir" "$port" "$run" || return 1
-  wait_for 20 port_answers "$port" && return 0
+  wait_for 20 server_answers "$port" && return 0
   echo "$name did not start:" >&2
   tail -n 20 "$run/log" >&2
   return 1
 }
 
+# in_netns COMMAND…: runs where the server is.
+in_netns() {
+  if [ -z "$SERVER_NETNS" ]; then "$@"; else as_root nsenter --net="/run/netns/$SERVER_NETNS" "$@"; fi
+}
+
+server_answers() { in_netns bash -c "exec 3<>/dev/tcp/$SERVER_ADDRESS/$1"; }
+
 launch() {
-  local run=$1; shift
-  setsid "${SUDO[@]}" "$@" >"$run/log" 2>&1 </dev/null &
+  local run=$1 enter=(); shift
+  [ -z "$SERVER_NETNS" ] || enter=(nsenter --net="/run/netns/$SERVER_NETNS")
+  setsid "${SUDO[@]}" "${enter[@]}" "$@" >"$run/log" 2>&1 </dev/null &
   SERVER_PIDS+=($!)
 }
 
@@ -98,7 +110,7 @@ start_vsftpd() {
   mkdir -p "$3/empty"
   cat >"$3/conf" <<C
 listen=YES
-listen_address=127.0.0.1
+listen_address=$SERVER_ADDRESS
 listen_port=$2
 background=NO
 anonymous_enable=NO
@@ -116,6 +128,8 @@ secure_chroot_dir=$3/empty
 max_clients=0
 max_per_ip=${MAX_PER_IP:-0}
 seccomp_sandbox=NO
+isolate=NO
+isolate_network=NO
 xferlog_enable=NO
 C
   [ -z "${TLS:-}" ] || cat >>"$3/conf" <<C
@@ -134,7 +148,9 @@ C
 }
 
 start_proftpd() {
-  local uid gid
+  local uid gid root="DefaultRoot $1"
+  # Without root there is no chroot: the served directory is the home then.
+  [ "$(id -u)" = 0 ] || [ ${#SUDO[@]} != 0 ] || root=''
   uid=$(id -u $SERVER_USER); gid=$(id -g $SERVER_USER)
   printf 'user:%s:%s:%s::%s:/bin/false\n' "$(openssl passwd -1 password)" "$uid" "$gid" "$1" >"$3/passwd"
   printf 'group:x:%s:\n' "$gid" >"$3/group"
@@ -143,7 +159,7 @@ start_proftpd() {
 ModulePath $SERVER_DIR/usr/lib/proftpd
 ServerName test
 ServerType standalone
-DefaultAddress 127.0.0.1
+DefaultAddress $SERVER_ADDRESS
 Port $2
 UseIPv6 off
 UseReverseDNS off
@@ -159,7 +175,7 @@ UseFtpUsers off
 User $SERVER_USER
 Group $(id -gn $SERVER_USER)
 Umask 022 022
-DefaultRoot $1
+$root
 AllowOverwrite on
 AllowStoreRestart on
 AllowRetrieveRestart on
@@ -190,7 +206,7 @@ start_pureftpd() {
   [ -z "${TLS:-}" ] || tls=(-Y 3 -2 "$TLS_CERT")
   (echo password; echo password) | "$SERVER_DIR/usr/bin/pure-pw" useradd user -f "$3/passwd" \
     -u "$(id -u $SERVER_USER)" -g "$(id -g $SERVER_USER)" -d "$1" -m -F "$3/pdb" >/dev/null || return 1
-  launch "$3" "$SERVER_DIR/usr/sbin/pure-ftpd" -S "127.0.0.1,$2" -l "puredb:$3/pdb" -A -E -H \
+  launch "$3" "$SERVER_DIR/usr/sbin/pure-ftpd" -S "$SERVER_ADDRESS,$2" -l "puredb:$3/pdb" -A -E -H \
     -u 1 -c 100 -C "${MAX_PER_IP:-100}" -U 133:022 "${tls[@]}"
 }
 
@@ -221,14 +237,14 @@ if tls:
                 super().handle()
     handler.ssl_context = handler.get_ssl_context()
 handler.authorizer = authorizer
-server = ThreadedFTPServer(("127.0.0.1", port), handler)
+server = ThreadedFTPServer((sys.argv[7], port), handler)
 if os.getuid() == 0:
     os.setgroups([]); os.setgid(user.pw_gid); os.setuid(user.pw_uid)
 server.max_cons, server.max_cons_per_ip = 500, limit
 server.serve_forever()
 P
   launch "$3" "$CACHE_DIR/venv/bin/python" "$3/serve.py" "$1" "$2" "$SERVER_USER" "${MAX_PER_IP:-0}" \
-    "${TLS:-}" "${TLS_CERT:-}"
+    "${TLS:-}" "${TLS_CERT:-}" "$SERVER_ADDRESS"
 }
 
 stop_servers() {
@@ -240,7 +256,7 @@ stop_servers() {
     as_root kill -TERM "$pid" 2>/dev/null
     wait_for 5 sh -c "! kill -0 $pid 2>/dev/null" || as_root pkill -KILL -s "$pid"
   done
-  SERVER_PIDS=()
   as_root rm -f "$PAM_FILE"
-  as_root rm -rf "$CACHE_DIR"/run-*
+  [ ${#SERVER_RUNS[@]} = 0 ] || as_root rm -rf "${SERVER_RUNS[@]}"
+  SERVER_PIDS=() SERVER_RUNS=()
 }
