@@ -132,6 +132,10 @@ impl Vfs {
     /// Sends what was taken up, and puts away files on the server. What somebody changed meanwhile
     /// is not overwritten. What fails stays, and is tried again.
     pub fn send_taken_up(&self, taken: TakenUp) {
+        // First, so that nothing of them is left once everything is sent.
+        for leftover in taken.leftovers {
+            self.put_away(leftover);
+        }
         for ino in taken.staged {
             self.send_adopted(ino);
         }
@@ -142,9 +146,6 @@ impl Vfs {
             if let Some(ino) = adopted {
                 self.send_adopted(ino);
             }
-        }
-        for leftover in taken.leftovers {
-            self.put_away(leftover);
         }
     }
 
