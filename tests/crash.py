@@ -243,6 +243,9 @@ def main():
     print(f"{options.times} kills, {changes} changes succeeded, {under_way} were under way")
     if strays or left:
         print(f"left at the end: {len(strays)} of our own names on the server, {len(left)} staged files here")
+        for path in left:
+            with open(path, "rb") as file:
+                print(f"  {os.path.basename(path)}: {os.path.getsize(path)} bytes, {file.read(300)}")
         world.wrong.append("something is left")
     print(f"crash: {len(world.wrong)} wrong")
     return bool(world.wrong)

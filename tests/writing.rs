@@ -79,6 +79,39 @@ fn an_append_that_was_cut_is_completed() {
     assert_eq!(server.get("/big").unwrap(), [big(), more].concat());
 }
 
+/// A server that is slower than its client: what came before the cut is written when the rest is
+/// already asked for.
+#[test]
+fn an_append_that_was_cut_is_not_mixed_with_what_comes_of_it_later() {
+    for is_append in [true, false] {
+        let (server, fs) = start(Dialect::proftpd(), WritePolicy::default());
+        server.fault_once("APPE", What::DrainsLate(100_000, 30_000));
+        let more = vec![b'x'; 400_000];
+        let how = if is_append { How::APPEND } else { How::UPDATE };
+        let mut file = fs.open(b"big", how).unwrap();
+        file.write_at(BIG as u64, &more).unwrap();
+        file.close().unwrap();
+        assert!(server.get("/big").unwrap() == [big(), more].concat(), "append: {is_append}");
+    }
+}
+
+/// Nothing tells ours from theirs: ours is kept here.
+#[test]
+fn what_others_append_behind_a_cut_append_is_not_lost() {
+    let (server, fs) = start(Dialect::proftpd(), WritePolicy::default());
+    server.fault(Fault { on: "APPE", nth: 1, times: 1, what: What::ResetAfter(100_000) });
+    server.fault(Fault { on: "EPSV", nth: 2, times: 4, what: What::Reply(451, "Not now.") });
+    let mut file = fs.open(b"big", How::APPEND).unwrap();
+    file.write_at(0, &vec![b'x'; 400_000]).unwrap();
+    file.close().unwrap_err();
+    let theirs = [&server.get("/big").unwrap()[..], b"theirs"].concat();
+    server.put("/big", &theirs);
+    server.clear_faults();
+    assert!(matches!(fs.vfs.drain(), Err(ftpfs::vfs::Error::Stale(_))));
+    assert!(server.get("/big").unwrap() == theirs);
+    assert_eq!(fs.vfs.pending().len(), 1);
+}
+
 #[test]
 fn whoever_appends_comes_behind_what_others_appended() {
     let (server, fs) = start(Dialect::proftpd(), WritePolicy::default());

@@ -67,7 +67,7 @@ impl Job {
         self.mode.or(self.base_mode.filter(|mode| *mode != 0o644))
     }
 
-    fn length(&self) -> u64 {
+    pub(super) fn length(&self) -> u64 {
         self.layout.length
     }
 }
@@ -82,10 +82,10 @@ pub(crate) struct Errand<'a> {
 }
 
 /// The guard said no.
-struct Conflict;
+pub(super) struct Conflict;
 
 /// What an attempt came to: what the server has now, or that others changed it.
-type Attempt = Result<std::result::Result<Sent, Conflict>>;
+pub(super) type Attempt = Result<std::result::Result<Sent, Conflict>>;
 
 impl Errand<'_> {
     /// Once more from the beginning if a connection was lost, but not what was refused for a
@@ -154,7 +154,7 @@ impl Errand<'_> {
         stored
     }
 
-    fn store_whole(&mut self) -> Attempt {
+    pub(super) fn store_whole(&mut self) -> Attempt {
         if self.policy.upload == UploadMode::Direct {
             self.fetch_missing()?;
             return self.store_in_place();
@@ -190,7 +190,7 @@ impl Errand<'_> {
     }
 
     /// To a new name in the same directory, and from there by a rename.
-    fn store_beside(&mut self) -> Attempt {
+    pub(super) fn store_beside(&mut self) -> Attempt {
         let beside = beside(self.place.path)?;
         let _mark = self.place.marks.set(Purpose::Scratch, &beside, self.place.path);
         let agrees = |look: &Look| self.agrees(look);
@@ -263,83 +263,13 @@ impl Errand<'_> {
         finished
     }
 
-    fn may_append(&self, from: u64) -> bool {
-        self.place.pool.appends() && (from > 0 || self.job.length() > 0)
-    }
-
-    /// APPE of what is new, at an end that is where it was. A part of it that an attempt before
-    /// this one left there is not sent again.
-    fn append(&mut self, from: u64) -> Attempt {
-        let length = self.job.length();
-        let is_retried = self.job.traces.appended_from.is_some();
-        let is_end = |look: &Look| !is_retried && size_of(look) == Some(from) && self.agrees(look);
-        let look = match self.append_if(from, &is_end) {
-            Ok(StoreOutcome::Done(stored)) => return Ok(Ok(self.sent(&stored))),
-            Ok(StoreOutcome::Guarded(look)) => look,
-            Err(ftp::Error::Refused(reply)) if reply.is_unknown_command() => {
-                return self.store_instead_of_append();
-            }
-            Err(error) => {
-                // A beginning of it may be there.
-                self.job.traces.appended_from = Some(from);
-                self.note_own_part();
-                return Err(error.into());
-            }
-        };
-        let Some(there) = size_of(&look) else {
-            // What only the server had is gone with it.
-            let is_lost = look == Look::Absent && !self.job.layout.missing().is_empty();
-            return if is_lost { Ok(Err(Conflict)) } else { self.store_instead_of_append() };
-        };
-        let begin = match there {
-            _ if is_retried && (from..=length).contains(&there) => there,
-            // O_APPEND means: behind whatever others appended.
-            _ if self.job.is_append_only && there > from => from,
-            _ if self.policy.on_conflict == OnConflict::Overwrite => {
-                return self.store_instead_of_append();
-            }
-            _ => return Ok(Err(Conflict)),
-        };
-        match self.append_if(begin, &|look| size_of(look) == Some(there)) {
-            Err(error) => {
-                // Behind what others appended nothing tells ours from theirs: it is not gone on with.
-                self.job.traces.appended_from = is_retried.then_some(from);
-                self.note_own_part();
-                Err(error.into())
-            }
-            Ok(StoreOutcome::Guarded(_)) => Ok(Err(Conflict)),
-            Ok(StoreOutcome::Done(stored)) => {
-                let size = Some(there + (length - begin));
-                Ok(Ok(Sent { size, ..self.sent(&stored) }))
-            }
-        }
-    }
-
     /// What is there has changed, and by ourselves: that is what the rest belongs to from now on.
-    fn note_own_part(&mut self) {
+    pub(super) fn note_own_part(&mut self) {
         self.job.base = Some(match self.place.pool.look(self.place.path) {
             Ok(Look::There(stat)) => Version::of_stat(&stat),
             // Nothing is known of it, which agrees with anything.
             _ => Version { size: None, mtime: None },
         });
-    }
-
-    fn append_if(
-        &self,
-        begin: u64,
-        agrees: &dyn Fn(&Look) -> bool,
-    ) -> std::result::Result<StoreOutcome, ftp::Error> {
-        let path = self.place.path;
-        self.place.pool.store(&Store {
-            guard: Some((path, agrees)),
-            mode: self.job.mode,
-            ..self.plain_store(path, Placement::Append, begin..self.job.length())
-        })
-    }
-
-    fn store_instead_of_append(&mut self) -> Attempt {
-        self.job.traces.appended_from = None;
-        self.store_whole()
     }
 
     fn may_patch(&self) -> Result<bool> {
@@ -483,7 +413,7 @@ impl Errand<'_> {
         }
     }
 
-    fn plain_store<'s>(
+    pub(super) fn plain_store<'s>(
         &'s self,
         path: &'s RemotePath,
         placement: Placement,
@@ -508,7 +438,7 @@ impl Errand<'_> {
     }
 
     /// Is what is there what we know, so that nothing of others is lost?
-    fn agrees(&self, look: &Look) -> bool {
+    pub(super) fn agrees(&self, look: &Look) -> bool {
         match (look, self.job.base) {
             // Whoever removed it lost it already.
             (Look::Absent | Look::Unknown, _) => true,
@@ -517,11 +447,17 @@ impl Errand<'_> {
                 let is_part = stat.size.is_none_or(|size| size <= self.job.length());
                 self.job.traces.may_be_partly_there && is_part
             }
-            (Look::There(stat), Some(base)) => base.agrees_with(&Version::of_stat(stat)),
+            (Look::There(stat), Some(base)) => match self.job.traces.appended_from {
+                None => base.agrees_with(&Version::of_stat(stat)),
+                // With a part of ours at its end, of which more may have come since.
+                Some(from) => {
+                    stat.size.is_none_or(|size| (from..=self.job.length()).contains(&size))
+                }
+            },
         }
     }
 
-    fn sent(&self, stored: &Stored) -> Sent {
+    pub(super) fn sent(&self, stored: &Stored) -> Sent {
         Sent {
             size: stored.size,
             mtime: stored.mtime,
@@ -535,7 +471,7 @@ impl Errand<'_> {
         matches!(self.place.pool.look(self.place.path), Ok(Look::Absent))
     }
 
-    fn fetch_missing(&mut self) -> Result<()> {
+    pub(super) fn fetch_missing(&mut self) -> Result<()> {
         self.fetch_and(|_| {})
     }
 
@@ -567,13 +503,6 @@ pub(crate) fn tail(pool: &Pool, marks: &Marks, path: &RemotePath) -> Result<Tail
         // Not here, perhaps elsewhere.
         Err(ftp::Error::Refused(_)) => Ok(TailHabit::Loses),
         habit => Ok(habit?),
-    }
-}
-
-fn size_of(look: &Look) -> Option<u64> {
-    match look {
-        Look::There(stat) => stat.size,
-        Look::Absent | Look::Unknown => None,
     }
 }
 

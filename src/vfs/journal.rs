@@ -270,6 +270,16 @@ struct MarkText {
     owner: String,
 }
 
+impl MarkText {
+    /// With both of its paths.
+    fn read(text: &[u8]) -> Option<(Self, RemotePath, RemotePath)> {
+        let text: Self = serde_json::from_slice(text).ok()?;
+        let decode = |text: &str| RemotePath::parse(&percent_decode_str(text).collect::<Vec<_>>());
+        let (path, owner) = (decode(&text.path).ok()?, decode(&text.owner).ok()?);
+        Some((text, path, owner))
+    }
+}
+
 /// On the local disk while there is a file of our own on the server; gone with the value.
 #[derive(Debug)]
 pub(crate) struct Mark {
@@ -343,9 +353,12 @@ pub(crate) fn leftovers(dir: &Path, server: &str) -> Vec<Leftover> {
     let read = |mark: PathBuf| {
         let file = File::open(&mark).ok()?;
         file.try_lock().ok()?;
-        let text: MarkText = serde_json::from_slice(&fs::read(&mark).ok()?).ok()?;
-        let decode = |text: &str| RemotePath::parse(&percent_decode_str(text).collect::<Vec<_>>());
-        let (path, owner) = (decode(&text.path).ok()?, decode(&text.owner).ok()?);
+        let Some((text, path, owner)) = fs::read(&mark).ok().and_then(|text| MarkText::read(&text))
+        else {
+            // Its process ended while it wrote this, before there was anything to put away.
+            let _ = fs::remove_file(&mark);
+            return None;
+        };
         let purpose = text.purpose;
         (text.server == server).then_some(Leftover { purpose, path, owner, mark, _lock: file })
     };
@@ -428,5 +441,9 @@ mod tests {
         assert_eq!((found.len(), &found[0].path, &found[0].owner), (1, &path, &owner));
         found.remove(0).strike();
         assert!(leftovers(dir.path(), "here").is_empty());
+        // One that was only begun is nobody's.
+        fs::write(dir.path().join("mark-2"), "").unwrap();
+        assert!(leftovers(dir.path(), "here").is_empty());
+        assert_eq!(names(dir.path()), Vec::<PathBuf>::new());
     }
 }

@@ -9,9 +9,11 @@
 //! and `Pool`; those four are leaves, never nested, never held across I/O. So is the plan of
 //! `Prefetch`, but for I/O: it too is held before the leaves.
 
+mod append;
 mod attr;
 mod attributes;
 mod commit;
+mod compare;
 mod content;
 mod dircache;
 mod error;

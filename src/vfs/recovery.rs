@@ -1,13 +1,11 @@
 //! What earlier processes left unsent, sent by this one.
 
-use std::fs::File;
-use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::Vfs;
 use super::attr::Version;
+use super::compare::is_same;
 use super::content::Delta;
 use super::dircache::Item;
 use super::error::{Error, Result};
@@ -15,18 +13,11 @@ use super::files::new_item;
 use super::journal::{self, LeftBehind, Leftover, Purpose, damaged, left_behind, leftovers};
 use super::names::conflict_name;
 use super::policy::OnConflict;
-use super::reader::{Reader, leave_parked};
 use super::replace::{move_once, remove_quietly};
 use super::staging::{Staged, Traces, Urgency};
 use super::tree::{Ino, ROOT};
 use super::{Pending, lock};
 use crate::ftp::{Look, RemotePath};
-
-/// How much is compared at a time; a reader gives up to 2 MiB.
-const BLOCK: u64 = 256 * 1024;
-
-/// Under which a transfer that compares is parked: neither handles nor inodes get there.
-const COMPARE_KEY: u64 = 1 << 62;
 
 /// A file that an ended process left on the local disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -251,7 +242,7 @@ impl Vfs {
         let is_same = |up_to: u64| {
             let here = layout.present.iter().filter(|range| range.start < up_to);
             let here = here.map(|range| range.start..range.end.min(up_to)).collect::<Vec<_>>();
-            self.is_same(path, now, &found.file, &here)
+            is_same(&self.pool, path, now, &found.file, &here)
         };
         if note.base().is_some_and(|base| base.agrees_with(&now)) {
             return Ok(Fate::Send(Some(now), Traces::default()));
@@ -320,31 +311,5 @@ impl Vfs {
             }
         }
         Some(rest.map(Into::into).collect())
-    }
-
-    /// Has the server in these ranges the very bytes that are here?
-    fn is_same(
-        &self,
-        path: &RemotePath,
-        version: Version,
-        local: &File,
-        ranges: &[Range<u64>],
-    ) -> Result<bool> {
-        let mut reader = Reader::new(version);
-        let mut block = vec![0; BLOCK as usize];
-        let mut is_same = true;
-        for range in ranges {
-            let mut at = range.start;
-            while at < range.end && is_same {
-                let length = usize::try_from(BLOCK.min(range.end - at)).unwrap_or(0);
-                let theirs = reader.read(&self.pool, path, COMPARE_KEY, at, length)?;
-                let ours = block.get_mut(..theirs.len()).unwrap_or_default();
-                is_same =
-                    !theirs.is_empty() && local.read_exact_at(ours, at).is_ok() && ours == theirs;
-                at += theirs.len() as u64;
-            }
-        }
-        leave_parked(&self.pool, COMPARE_KEY);
-        Ok(is_same)
     }
 }

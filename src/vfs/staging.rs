@@ -463,6 +463,14 @@ impl Staged {
         Ok(self.lock().content.fill(start, bytes, &self.room)?)
     }
 
+    /// What the server has now is this: what is fetched from here on is of it.
+    pub(crate) fn rebase(&self, place: &Place<'_>, base: Version) {
+        let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
+        self.lock().base = Some(base);
+        *source = None;
+        leave_parked(place.pool, place.key);
+    }
+
     /// A time or bits were set after the promise, which is to keep them too.
     pub(crate) fn renew_note(&self, pool: &Pool, path: &RemotePath) {
         let mut state = self.lock();

@@ -59,6 +59,9 @@ pub enum What {
     CutControlAfter(u64),
     /// Resets both after that many bytes.
     ResetAfter(u64),
+    /// Resets both after that many bytes of an upload; as many more that had come go to the file
+    /// when the next upload begins, as a server does that is slower than its client.
+    DrainsLate(u64, u64),
     /// Moves that many bytes, then nothing more, on any connection.
     StallData(u64),
 }

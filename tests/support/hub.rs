@@ -14,7 +14,7 @@ use socket2::{SockRef, Socket};
 
 use super::dialect::Dialect;
 use super::faults::Faults;
-use super::storage::Storage;
+use super::storage::{Content, Storage};
 
 /// What the threads of a server share.
 pub struct Hub {
@@ -40,6 +40,8 @@ pub struct State {
     pub total: u64,
     pub peak: usize,
     pub threads: Vec<JoinHandle<()>>,
+    /// Bytes that came before a cut and are not in their file yet, and where they go.
+    pub late: Vec<(Content, u64, Vec<u8>)>,
 }
 
 /// What others may see of a session, and its sockets, so that they can end it.
@@ -108,6 +110,7 @@ impl Hub {
             total: 0,
             peak: 0,
             threads: Vec::new(),
+            late: Vec::new(),
         };
         Hub { storage: Arc::new(storage), state: Mutex::new(state), changed: Condvar::new() }
     }

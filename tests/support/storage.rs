@@ -52,7 +52,7 @@ pub enum Cause {
 }
 
 /// Where a write into a file starts.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
     Truncate,
     At(u64),

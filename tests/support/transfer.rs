@@ -45,6 +45,7 @@ pub enum Then {
     Silence,
     Close,
     Reset,
+    DrainLate(u64),
     Stall,
 }
 
@@ -73,6 +74,7 @@ impl Cut {
             What::CutDataSilence(after) => (after, Then::Silence),
             What::CutControlAfter(after) => (after, Then::Close),
             What::ResetAfter(after) => (after, Then::Reset),
+            What::DrainsLate(after, late) => (after, Then::DrainLate(late)),
             What::StallData(after) => (after, Then::Stall),
             _ => return None,
         };
@@ -222,10 +224,19 @@ impl Data {
         Ok(Finish::Complete)
     }
 
+    /// What the client sent beyond a cut, so many bytes.
+    pub fn beyond(&self, length: u64) -> Vec<u8> {
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+        match (&*self.socket).read_exact(&mut bytes) {
+            Ok(()) => bytes,
+            Err(_) => Vec::new(),
+        }
+    }
+
     /// Closes the data connection as `finish` asks.
     pub fn close(self, finish: &Finish) {
         let ending = match finish {
-            Finish::Cut(Then::Reset) => Ending::Reset,
+            Finish::Cut(Then::Reset | Then::DrainLate(_)) => Ending::Reset,
             _ => Ending::Close,
         };
         hang_up(&self.socket, ending, false);

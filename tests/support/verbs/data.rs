@@ -121,6 +121,13 @@ impl Session {
             }
         };
         self.hub.touch();
+        // Only now comes to the disk what was cut before.
+        for (content, at, bytes) in self.hub.change(|state| std::mem::take(&mut state.late)) {
+            let _ = content.write_at(at, &bytes, self.hub.now());
+            if start == Start::Append {
+                offset += bytes.len() as u64;
+            }
+        }
         let Some(mut data) = self.open_data("Ok to send data.")? else { return Ok(()) };
         if self.dialect.answers_at_once {
             self.answer_at_once()?;
@@ -131,6 +138,10 @@ impl Session {
             offset += bytes.len() as u64;
             Ok(())
         })?;
+        if let Finish::Cut(Then::DrainLate(length)) = finish {
+            let bytes = data.beyond(length);
+            self.hub.change(|state| state.late.push((content, offset, bytes)));
+        }
         // The delay of the last reply counts from the last byte.
         self.arrived = Instant::now();
         let stored = self.dialect.stored;
@@ -169,7 +180,7 @@ impl Session {
                 self.reply(426, "Failure on the data connection.")
             }
             Finish::Cut(Then::Close) => Err(Gone),
-            Finish::Cut(Then::Reset) => self.reset(),
+            Finish::Cut(Then::Reset | Then::DrainLate(_)) => self.reset(),
         }
     }
 }
