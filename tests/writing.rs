@@ -446,3 +446,36 @@ fn a_reader_does_not_wait_for_a_send() {
     });
     assert_eq!(server.get("/f").unwrap(), vec![b'z'; 50_000]);
 }
+
+/// A file that is open when its name goes is kept under one that nobody sees; it goes at the end,
+/// and at the next mount where the server cannot be asked at the end.
+#[test]
+fn removed_files_that_are_open_at_the_end_do_not_stay_on_the_server() {
+    for is_reachable in [true, false] {
+        let (server, fs) = start(Dialect::proftpd(), WritePolicy::default());
+        let mut file = fs.open(b"big", How::READ).unwrap();
+        assert_eq!(file.read_at(0, 10).unwrap(), &big()[..10]);
+        fs.unlink(b"big").unwrap();
+        assert_eq!(server.names("/").len(), 3, "hidden");
+        if !is_reachable {
+            server.refuse_connections(true);
+            server.kill_sessions();
+        }
+        // The process ends, and the kernel tells it nothing more.
+        std::mem::forget(file);
+        fs.vfs.release_all();
+        if !is_reachable {
+            server.refuse_connections(false);
+            let next = mount_in(&server, fs.staging, WritePolicy::default());
+            let back = || next.vfs.recover();
+            assert!(server.wait_until(
+                |server| {
+                    back();
+                    server.names("/").len() == 2
+                },
+                PATIENCE
+            ));
+        }
+        assert_eq!(server.names("/").len(), 2);
+    }
+}

@@ -161,6 +161,7 @@ fn serve(config: &MountConfig, ready: &mut Option<Ready>) -> Result<(), Failure>
 
 /// Sends what is left; what the server does not take stays on the local disk.
 fn finish(vfs: &Vfs, sent: vfs::Result<()>) -> Result<(), Failure> {
+    vfs.release_all();
     let kept = vfs.keep_unsent();
     vfs.pool().close();
     for pending in &kept {

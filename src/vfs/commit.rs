@@ -9,7 +9,7 @@ use super::error::{Error, Result};
 use super::journal::{Marks, Purpose};
 use super::names::conflict_name;
 use super::policy::{OnConflict, UploadMode, WritePolicy};
-use super::replace::{beside, remove_quietly, replace, replace_by_turns};
+use super::replace::{beside, put_away, replace, replace_by_turns};
 use super::sender::Sender;
 use super::staging::{Job, Place, SEND_AHEAD_FROM, Staged};
 use crate::ftp::{
@@ -192,7 +192,7 @@ impl Errand<'_> {
     /// To a new name in the same directory, and from there by a rename.
     pub(super) fn store_beside(&mut self) -> Attempt {
         let beside = beside(self.place.path)?;
-        let _mark = self.place.marks.set(Purpose::Scratch, &beside, self.place.path);
+        let mark = self.place.marks.set(Purpose::Scratch, &beside, self.place.path);
         let agrees = |look: &Look| self.agrees(look);
         let store = Store {
             mode: self.job.wanted_mode(),
@@ -204,7 +204,7 @@ impl Errand<'_> {
             Ok(StoreOutcome::Guarded(_)) => Ok(Err(Conflict)),
             Ok(StoreOutcome::Done(stored)) => {
                 if let Err(error) = self.put_in_place(&beside, &stored.renamed) {
-                    remove_quietly(self.place.pool, &beside);
+                    put_away(self.place.pool, &beside, mark);
                     return match error {
                         Error::Denied(text) => self.fall_back(&text),
                         error => Err(error),
@@ -215,7 +215,7 @@ impl Errand<'_> {
             // No new names in this folder: the file itself is all there is to write to.
             Err(Error::Denied(text)) => self.fall_back(&text),
             Err(error) => {
-                remove_quietly(self.place.pool, &beside);
+                put_away(self.place.pool, &beside, mark);
                 Err(error)
             }
         }
@@ -246,7 +246,7 @@ impl Errand<'_> {
         let Place { pool, marks, path, .. } = self.place;
         let beside = sender.path().clone();
         let length = self.job.length();
-        let (stored, _mark) = sender.finish(length, self.is_cancelled)?;
+        let (stored, mark) = sender.finish(length, self.is_cancelled)?;
         let finish = || -> Attempt {
             check_size(&stored, length)?;
             let stored = self.with_attributes(&beside, stored, self.job.wanted_mode())?;
@@ -258,7 +258,7 @@ impl Errand<'_> {
         };
         let finished = finish();
         if !matches!(finished, Ok(Ok(_))) {
-            remove_quietly(pool, &beside);
+            put_away(pool, &beside, mark);
         }
         finished
     }

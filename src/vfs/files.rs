@@ -9,7 +9,7 @@ use super::dircache::Item;
 use super::error::{Error, Result};
 use super::handles::{Access, OpenFile, Shared};
 use super::reader::leave_parked;
-use super::replace::remove_quietly;
+use super::replace::put_away;
 use super::staging::{Place, Staged, Start, Urgency};
 use super::tree::Ino;
 use super::{Found, Vfs, now_mtime};
@@ -251,15 +251,23 @@ impl Vfs {
             self.forsake_if_worthless(closed.ino);
             self.unstage(closed.ino);
         }
-        if closed.doomed.is_some()
+        if let Some(mark) = closed.doomed
             && let Ok(path) = self.path(closed.ino)
         {
-            remove_quietly(&self.pool, &path);
+            put_away(&self.pool, &path, mark);
             if let Some((parent, name)) = self.place(closed.ino) {
                 self.tree().unlink(parent, &name);
             }
         }
         self.unpin(closed.ino);
+    }
+
+    /// The kernel tells of no handle any more. What it did not tell, as it was unmounted meanwhile,
+    /// is done now.
+    pub fn release_all(&self) {
+        for fh in self.handles.open_files() {
+            self.release(fh);
+        }
     }
 
     /// A new file that the server refused and that holds no byte: `touch` was told so, and there

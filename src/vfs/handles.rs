@@ -142,6 +142,12 @@ impl Handles {
         }
     }
 
+    pub(crate) fn open_files(&self) -> Vec<u64> {
+        let state = self.lock();
+        let files = state.handles.iter().filter(|(_, handle)| matches!(handle, Handle::File(_)));
+        files.map(|(fh, _)| *fh).collect()
+    }
+
     /// Ends a handle; its inode.
     pub(crate) fn close(&self, fh: u64) -> Option<Closed> {
         let mut state = self.lock();

@@ -283,7 +283,7 @@ impl MarkText {
 /// On the local disk while there is a file of our own on the server; gone with the value.
 #[derive(Debug)]
 pub(crate) struct Mark {
-    _file: NamedTempFile,
+    file: NamedTempFile,
 }
 
 impl Mark {
@@ -301,9 +301,16 @@ impl Mark {
             let mut file = tempfile::Builder::new().prefix(MARK).tempfile_in(dir)?;
             file.as_file().lock()?;
             file.write_all(&serde_json::to_vec(&text)?)?;
-            Ok(Self { _file: file })
+            Ok(Self { file })
         };
         write().map_err(|error| log::info!("no mark for {path}: {error}")).ok()
+    }
+}
+
+impl Mark {
+    /// Stays when this process ends: the next mount puts the file away.
+    pub(crate) fn leave(mut self) {
+        self.file.disable_cleanup(true);
     }
 }
 
@@ -433,7 +440,7 @@ mod tests {
             (RemotePath::parse(b"/.x~").unwrap(), RemotePath::parse(b"/x").unwrap());
         let mark = Mark::set(dir.path(), "here".into(), Purpose::Aside, &path, &owner).unwrap();
         assert!(leftovers(dir.path(), "here").is_empty());
-        let text = fs::read(mark._file.path()).unwrap();
+        let text = fs::read(mark.file.path()).unwrap();
         drop(mark);
         fs::write(dir.path().join("mark-1"), text).unwrap();
         assert!(leftovers(dir.path(), "elsewhere").is_empty());

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::error::{Error, Result};
-use super::journal::{Marks, Purpose};
+use super::journal::{Mark, Marks, Purpose};
 use crate::ftp::{self, Pool, RemotePath, Reply};
 
 /// The names that ftpfs gives to files that nobody should see begin like this.
@@ -50,20 +50,24 @@ pub(crate) fn replace_by_turns(
     to: &RemotePath,
 ) -> Result<()> {
     let aside = beside(to)?;
-    let _mark = marks.set(Purpose::Aside, &aside, to);
+    let mark = marks.set(Purpose::Aside, &aside, to);
     // If it is refused there is nothing to move, or nothing that may be moved: the next step tells.
     let had_old = move_once(pool, to, &aside)?.is_ok();
     match move_once(pool, from, to) {
         Ok(Ok(())) => {
             if had_old {
                 pool.learn_renames_over(false);
-                remove_quietly(pool, &aside);
+                put_away(pool, &aside, mark);
             }
             Ok(())
         }
         failed => {
             if had_old && !matches!(move_once(pool, &aside, to), Ok(Ok(()))) {
-                log::error!("{to} is now called {aside}: it could not be renamed back");
+                log::error!("{to} is now called {aside}: it could not be renamed back yet");
+                // It is to go back at the next mount, if the name is free then.
+                if let Some(mark) = mark {
+                    mark.leave();
+                }
             }
             failed?.map_err(|reply| ftp::Error::Refused(reply).into())
         }
@@ -95,7 +99,21 @@ fn is_there(pool: &Pool, path: &RemotePath) -> Result<bool> {
     Ok(entries.iter().any(|entry| entry.name.as_ref() == name))
 }
 
-/// Removes a file of our own; one that stays behind is only clutter.
+/// Removes a file of our own. Where the server cannot be asked, the next mount does.
+pub(crate) fn put_away(pool: &Pool, path: &RemotePath, mark: Option<Mark>) {
+    match pool.ask(|session| session.remove_file(path)) {
+        Ok(()) => {}
+        Err(ftp::Error::Refused(reply)) => log::info!("{path} could not be removed: {reply}"),
+        Err(error) => {
+            log::info!("{path} could not be removed yet: {error}");
+            if let Some(mark) = mark {
+                mark.leave();
+            }
+        }
+    }
+}
+
+/// Removes a file; one that stays behind is only clutter.
 pub(crate) fn remove_quietly(pool: &Pool, path: &RemotePath) {
     if let Err(error) = pool.ask(|session| session.remove_file(path)) {
         log::info!("{path} could not be removed: {error}");

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::error::Result;
 use super::journal::{Mark, Purpose};
-use super::replace::{beside, remove_quietly};
+use super::replace::{beside, put_away};
 use super::staging::Place;
 use crate::ftp::{self, Pool, RemotePath, Stored};
 
@@ -22,11 +22,12 @@ const PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(crate) struct Sender {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<std::result::Result<Stored, ftp::Error>>>,
+    thread: Option<JoinHandle<End>>,
     path: RemotePath,
-    /// Until the file has its name, or is gone.
-    mark: Option<Mark>,
 }
+
+/// How the thread ended. The mark is for the time until the file has its name.
+type End = std::result::Result<(Stored, Option<Mark>), ftp::Error>;
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -59,9 +60,10 @@ impl Sender {
             pool: Arc::clone(place.pool),
             path: path.clone(),
             file,
+            mark,
         };
         let thread = std::thread::Builder::new().name("sender".into()).spawn(|| work.run())?;
-        Ok(Self { shared, thread: Some(thread), path, mark })
+        Ok(Self { shared, thread: Some(thread), path })
     }
 
     /// Where the bytes go.
@@ -75,13 +77,8 @@ impl Sender {
         self.shared.changed.notify_all();
     }
 
-    /// The file has `length` bytes: waits until the server confirmed them; what it has. The mark
-    /// is for the time until the file has its name.
-    pub(crate) fn finish(
-        mut self,
-        length: u64,
-        is_cancelled: &dyn Fn() -> bool,
-    ) -> std::result::Result<(Stored, Option<Mark>), ftp::Error> {
+    /// The file has `length` bytes: waits until the server confirmed them; what it has.
+    pub(crate) fn finish(mut self, length: u64, is_cancelled: &dyn Fn() -> bool) -> End {
         {
             let mut state = self.shared.lock();
             state.written = length;
@@ -96,10 +93,7 @@ impl Sender {
             }
             self.shared.wait_for_end();
         }
-        match thread.join() {
-            Ok(result) => result.map(|stored| (stored, self.mark.take())),
-            Err(_) => Err(ftp::Error::Cancelled),
-        }
+        thread.join().unwrap_or(Err(ftp::Error::Cancelled))
     }
 }
 
@@ -156,17 +150,21 @@ struct Work {
     pool: Arc<Pool>,
     path: RemotePath,
     file: File,
+    mark: Option<Mark>,
 }
 
 impl Work {
-    fn run(self) -> std::result::Result<Stored, ftp::Error> {
+    fn run(mut self) -> End {
         let _end = TellEnd(Arc::clone(&self.shared));
         let result = self.send();
-        let is_cancelled = self.shared.lock().is_cancelled;
-        if result.is_err() || is_cancelled {
-            remove_quietly(&self.pool, &self.path);
+        let mark = self.mark.take();
+        match result {
+            Ok(stored) if !self.shared.lock().is_cancelled => Ok((stored, mark)),
+            result => {
+                put_away(&self.pool, &self.path, mark);
+                Err(result.err().unwrap_or(ftp::Error::Cancelled))
+            }
         }
-        result
     }
 
     fn send(&self) -> std::result::Result<Stored, ftp::Error> {
