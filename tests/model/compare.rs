@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::reference::{File, Node, Path, Reference, brief, brief_bytes, same_content};
-use super::world::{Check, World};
+use super::world::{Check, Mode, World};
 use crate::drivers::Driver;
 use crate::support::storage::Kind;
 
@@ -120,6 +120,12 @@ impl World {
             if !matches!(known.server.get(path), Some(Node::File(known)) if known.mode == file.mode)
             {
                 file.mode = None;
+            }
+        }
+        // What was promised and is not sent yet.
+        for (path, node) in &known.server {
+            if self.mode == Mode::WriteBack && self.is_pending(path) {
+                actual.insert(path.clone(), node.clone());
             }
         }
         self.model.adopt(actual);

@@ -270,7 +270,9 @@ impl World {
         for live in lives.into_values().filter(|live| live.is_dirty) {
             let Some(path) = live.path.clone() else { continue };
             let is = actual.get(&path);
-            let is_ours = matches!(is, Some(Node::File(file)) if file.bytes == live.bytes);
+            // Or as it was when a `close` failed: that was noted.
+            let is_ours = matches!(is, Some(Node::File(file))
+                if file.bytes == live.bytes || live.refused.as_ref() == Some(&file.bytes));
             let name = path.rsplit('/').next().unwrap();
             let copy = actual.iter().find(|(other, node)| {
                 let other_name = other.rsplit('/').next().unwrap();

@@ -46,6 +46,8 @@ pub struct Live {
     pub is_contested: bool,
     /// A call that should have sent it failed: it will be tried again, whatever happens.
     pub was_refused: bool,
+    /// What it was then.
+    pub refused: Option<Vec<u8>>,
     /// What it is if the bytes that were there before ours are theirs: nobody had asked for them.
     pub over_theirs: Option<Vec<u8>>,
 }
@@ -249,6 +251,7 @@ impl Reference {
             handles: 0,
             is_contested: false,
             was_refused: false,
+            refused: None,
             over_theirs: None,
         };
         self.lives.insert(self.last_live, live);
