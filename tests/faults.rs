@@ -2,11 +2,10 @@
 //! gets an answer in time, the mount is healthy afterwards without a remount, no session is used out
 //! of step, and no file on the server is damaged.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::drivers::{Direct, Driver, Fail, How, Result, target};
+use crate::matrix;
 use crate::support::dialect::Dialect;
 use crate::support::faults::What;
 use crate::support::server::{PATIENCE, Server};
@@ -184,7 +183,12 @@ fn set_time(fs: &Direct) -> Result<()> {
 }
 
 /// One cell; why it is wrong, if it is.
-fn run(case: &Case, verb: &'static str, what: &What) -> std::result::Result<(), String> {
+fn run(
+    case: &Case,
+    verb: &'static str,
+    what: &What,
+    timeout: Duration,
+) -> std::result::Result<(), String> {
     let server = Server::start((case.dialect)());
     server.put("/f", old());
     server.put("/big", big());
@@ -197,18 +201,18 @@ fn run(case: &Case, verb: &'static str, what: &What) -> std::result::Result<(), 
     }
     server.mkdir("/empty");
     let mut target = target(&server, 2);
-    target.timeout = TIMEOUT;
+    target.timeout = timeout;
     let fs = Direct::over(target, LONG).unwrap();
     fs.names(b"").map_err(|fail| format!("the mount is not well before: {fail:?}"))?;
     if case.is_fresh {
         server.kill_sessions();
-        server.wait_until(|server| server.sessions_open() == 0, TIMEOUT);
+        server.wait_until(|server| server.sessions_open() == 0, timeout);
     }
     server.clear_commands();
     server.fault_once(verb, what.clone());
     let started = Instant::now();
     let result = (case.operation)(&fs);
-    if started.elapsed() > TIMEOUT * 10 {
+    if started.elapsed() > timeout * 10 {
         return Err(format!("took {:?}", started.elapsed()));
     }
     if server.faults_pending() {
@@ -216,13 +220,13 @@ fn run(case: &Case, verb: &'static str, what: &What) -> std::result::Result<(), 
     }
     server.clear_faults();
     server.release();
-    heal(&fs)?;
-    judge(case, &server, &fs, result)
+    heal(&fs, timeout)?;
+    judge(case, &server, &fs, result, timeout)
 }
 
 /// Within a few pauses everything works again.
-fn heal(fs: &Direct) -> std::result::Result<(), String> {
-    let until = Instant::now() + TIMEOUT * 8;
+fn heal(fs: &Direct, timeout: Duration) -> std::result::Result<(), String> {
+    let until = Instant::now() + timeout * 8;
     let works = || -> Result<bool> {
         let names = fs.names(b"dir")?;
         fs.write(b"dir/after", b"fine")?;
@@ -247,6 +251,7 @@ fn judge(
     server: &Server,
     fs: &Direct,
     result: Result<()>,
+    timeout: Duration,
 ) -> std::result::Result<(), String> {
     let there = server.get("/f").ok_or("/f is gone")?;
     if there != old() && there != new() {
@@ -266,7 +271,7 @@ fn judge(
     let has_moved = matches!(case.name, "remove a file" | "remove a directory" | "rename");
     // A reply that came before its command may be believed before the work is done.
     let may_be_done = result.is_ok() || result == Err(Fail::NotFound);
-    let done = server.wait_until(done, if may_be_done { TIMEOUT } else { Duration::ZERO });
+    let done = server.wait_until(done, if may_be_done { timeout } else { Duration::ZERO });
     let strange = [Err(Fail::Exists), Err(Fail::NotADirectory), Err(Fail::IsADirectory)];
     // A refusal that came before the work, which was done all the same.
     let is_beyond_knowing = done && result == Err(Fail::Exists);
@@ -325,26 +330,8 @@ fn every_command_with_every_fault() {
             FAULTS.iter().chain(more).map(move |what| (case, verb, what))
         })
         .collect();
-    let next = AtomicUsize::new(0);
-    let wrong = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        // Most of them wait most of the time.
-        for _ in 0..24 {
-            scope.spawn(|| {
-                while let Some((case, verb, what)) = cells.get(next.fetch_add(1, Ordering::Relaxed))
-                {
-                    let run = std::panic::catch_unwind(|| run(case, verb, what));
-                    let why = match run {
-                        Ok(Ok(())) => continue,
-                        Ok(Err(why)) => why,
-                        Err(_) => "a panic, see above".into(),
-                    };
-                    wrong.lock().unwrap().push(format!("{} · {verb} · {what:?}: {why}", case.name));
-                }
-            });
-        }
+    matrix::check(&cells, TIMEOUT, |(case, verb, what), timeout| {
+        run(case, verb, what, timeout)
+            .map_err(|why| format!("{} · {verb} · {what:?}: {why}", case.name))
     });
-    println!("{} cases", cells.len());
-    let wrong = wrong.into_inner().unwrap();
-    assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cells.len(), wrong.join("\n"));
 }

@@ -20,6 +20,7 @@ mod functional;
 mod grace;
 mod hostile;
 mod lane;
+mod matrix;
 mod model;
 mod network;
 mod support;

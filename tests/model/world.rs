@@ -136,7 +136,7 @@ impl World {
     /// What the server must have; with write-back it has that later, and often the mount is looked
     /// at instead.
     fn compare(&mut self) -> Check {
-        if self.mode == Mode::WriteBack && !self.is_contested() && self.count % 4 != 0 {
+        if self.mode == Mode::WriteBack && !self.is_contested() && !self.count.is_multiple_of(4) {
             return self.compare_visible("");
         }
         if self.send_promised()? { self.compare_server() } else { Ok(()) }
@@ -471,7 +471,11 @@ impl World {
                 let shown = self.fs().stat(path.as_bytes());
                 if shown.is_ok_and(|shown| shown.size == cut.bytes.len() as u64) {
                     match self.model.live_at(path) {
-                        Some(id) => self.model.lives.get_mut(&id).unwrap().bytes = cut.bytes,
+                        Some(id) => {
+                            let live = self.model.lives.get_mut(&id).unwrap();
+                            live.refused = Some(cut.bytes.clone());
+                            (live.bytes, live.is_dirty, live.was_refused) = (cut.bytes, true, true);
+                        }
                         None => self.model.keep_unsent(path, cut.bytes),
                     }
                 }

@@ -1,0 +1,46 @@
+//! Many cells, each of which waits most of its time: run side by side.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Most of them wait most of the time.
+const AT_ONCE: usize = 24;
+
+/// A machine that is so much slower than it was thought to be still gives the right answers.
+const SLOWER: u32 = 8;
+
+/// Checks every cell with this patience for one reply. A cell that is wrong is checked again, alone
+/// and with more patience: what remains is not for want of time.
+pub fn check<Cell: Sync>(
+    cells: &[Cell],
+    patience: Duration,
+    check: impl Fn(&Cell, Duration) -> Result<(), String> + Sync,
+) {
+    let attempt = |cell: &Cell, patience| {
+        catch_unwind(AssertUnwindSafe(|| check(cell, patience)))
+            .unwrap_or_else(|_| Err("a panic, see above".into()))
+    };
+    let (next, doubtful) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some(cell) = cells.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Err(why) = attempt(cell, patience) {
+                        doubtful.lock().unwrap().push((cell, why));
+                    }
+                }
+            });
+        }
+    });
+    let doubtful = doubtful.into_inner().unwrap();
+    println!("{} cells, {} of them twice", cells.len(), doubtful.len());
+    let mut wrong = Vec::new();
+    for (cell, first) in doubtful {
+        if let Err(again) = attempt(cell, patience * SLOWER) {
+            wrong.push(format!("{again} (the first time: {first})"));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {} cells:\n{}", wrong.len(), cells.len(), wrong.join("\n"));
+}
