@@ -324,13 +324,9 @@ impl Vfs {
         let path = self.child_path(parent, name)?;
         let hidden = beside(&path)?;
         let mark = self.marks.set(Purpose::Scratch, &hidden, &path);
-        match self.pool.ask(|session| session.rename(&path, &hidden)) {
-            Ok(()) => {}
-            Err(ftp::Error::Refused(reply)) => {
-                log::info!("{path} cannot be kept for those who have it open: {reply}");
-                return Ok(false);
-            }
-            Err(error) => return Err(error.into()),
+        if let Err(reply) = move_once(&self.pool, &path, &hidden)? {
+            log::info!("{path} cannot be kept for those who have it open: {reply}");
+            return Ok(false);
         }
         self.handles.doom(ino, item.clone(), mark);
         if let Some(hidden) = hidden.name() {

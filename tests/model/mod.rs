@@ -301,3 +301,14 @@ fn regression_what_is_unsent_follows_its_directory_over_a_kill() {
     fs.vfs.recover();
     assert_eq!(server.get("/e/f").as_deref(), Some(&b"precious"[..]));
 }
+
+/// A file that is open is hidden, and the reply to that is lost.
+#[test]
+fn regression_removing_an_open_file_is_done_though_the_reply_is_lost() {
+    check(&[
+        Op::TheirPut { path: 1, length: 6 },
+        Op::Open { path: 1, how: 11 },
+        Op::Fault { what: 50, on: 98, nth: 1, times: 3 },
+        Op::Unlink { path: 1 },
+    ]);
+}

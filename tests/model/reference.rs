@@ -308,9 +308,12 @@ impl Reference {
         let id = self.live_at(path).unwrap_or_else(|| self.bring_to_life(path, Vec::new(), false));
         let live = self.lives.get_mut(&id).unwrap();
         *live = Live { bytes: file.bytes, is_dirty: true, mtime: None, ..live.clone() };
-        if live.handles == 0 {
-            // Nobody would close it.
+        let has_writer = self.handles.iter().any(|handle| handle.live == id && handle.how.write);
+        if !has_writer {
+            // Nobody would send it by closing it.
             self.commit(id);
+        }
+        if self.lives[&id].handles == 0 {
             self.lives.remove(&id);
         }
         Ok(Reply::Done)

@@ -113,7 +113,13 @@ impl World {
                 remounted => remounted?,
             },
             Op::Kill if self.has_old_notes => return Ok(End::Here),
-            Op::Kill => self.kill()?,
+            Op::Kill => {
+                self.resolve_all_contests()?;
+                if self.keeps_a_part() {
+                    return Ok(End::Here);
+                }
+                self.kill()?;
+            }
             Op::Drain => match self.drain() {
                 Err(_) if self.keeps_a_part() => return Ok(End::Here),
                 drained => drained?,
