@@ -5,7 +5,7 @@ use super::policy::{
     knows_what_it_replaces, sends_what_is_cut_beside_readers,
 };
 use super::reference::{Call, File, Node, Reply, brief, brief_bytes, is_within, parent, show};
-use super::world::{Check, End, World};
+use super::world::{Check, End, Mode, World};
 use crate::drivers::Direct;
 
 impl World {
@@ -145,7 +145,8 @@ impl World {
             self.model.lives.insert(id, live);
         }
         let path = self.model.lives[&id].path.clone().unwrap_or_default();
-        if self.is_pending(&path) {
+        // Ours may have another name by now.
+        if self.is_pending(&path) || self.mode == Mode::WriteBack {
             is_fine = self.mount.as_ref().unwrap().vfs.drain().is_ok();
         }
         self.compare_contest(id, is_fine)?;
