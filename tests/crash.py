@@ -139,7 +139,10 @@ class World:
         """Nothing pending, and nothing that an earlier process left is still to be sent."""
         said = subprocess.run([self.options.ftpfs, "status", "--json"], env=self.environment,
                               capture_output=True, text=True)
-        if said.returncode or any(report["pending"] for report in json.loads(said.stdout)):
+        reports = json.loads(said.stdout) if not said.returncode else []
+        mine = [report for report in reports if report["mountpoint"] == self.mount]
+        # None: it is mounted, and not yet ready to be asked.
+        if not mine or mine[0]["pending"]:
             return False
         # What earlier mounts left is told to people only.
         said = subprocess.run([self.options.ftpfs, "status"], env=self.environment,
@@ -235,6 +238,8 @@ def main():
         before = len(world.wrong)
         strays = compare(world, workers)
         staged = len(world.staged())
+        if len(world.wrong) > before:
+            print(f"still staged: {[os.path.basename(path) for path in world.staged()]}")
         for index in range(before, len(world.wrong)):
             world.wrong[index] = f"kill {number}: {world.wrong[index]}"
             print("WRONG " + world.wrong[index], flush=True)

@@ -276,7 +276,7 @@ impl Vfs {
         let Some(staged) = self.handles.staged(ino) else { return };
         let is_worthless = staged.is_refused_and_empty();
         if is_worthless && let Some((parent, name)) = self.place(ino) {
-            staged.unlink();
+            staged.unlink(|_| {});
             self.cache.remove(parent, &name);
             self.tree().unlink(parent, &name);
         }

@@ -55,6 +55,10 @@ pub(crate) struct Note {
     /// When it was promised, in nanoseconds since 1970: of two notes for one name (a rename that a
     /// kill cut short) the later one holds.
     written: u64,
+    /// A rename of this file, percent-encoded, to the name was under way: where it has happened,
+    /// nothing is to be sent any more.
+    #[serde(default)]
+    yields_to: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,7 +86,19 @@ impl Note {
             layout,
             may_be_partly_there: false,
             written: UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64),
+            yields_to: None,
         }
+    }
+
+    pub(crate) fn yielding_to(self, path: Option<&RemotePath>) -> Self {
+        let encode =
+            |path: &RemotePath| percent_encode(path.as_bytes(), NON_ALPHANUMERIC).to_string();
+        Self { yields_to: path.map(encode), ..self }
+    }
+
+    pub(crate) fn yields_to(&self) -> Option<RemotePath> {
+        let path: Vec<u8> = percent_decode_str(self.yields_to.as_ref()?).collect();
+        RemotePath::parse(&path).ok()
     }
 
     pub(crate) fn with_base(self, base: Option<Version>) -> Self {

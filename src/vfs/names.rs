@@ -52,7 +52,7 @@ impl Vfs {
         let wanted = Some(mode).filter(|mode| *mode != 0o644);
         let staged = self.handles.stage(ino, || Staged::of_new(&self.room, wanted))?;
         if let Err(error) = self.commit(ino, &staged, Urgency::Foreground) {
-            staged.unlink();
+            staged.unlink(|_| {});
             self.drop_name(parent, name);
             self.unstage(ino);
             return Err(error);
@@ -85,9 +85,12 @@ impl Vfs {
         let ino = self.tree().find(parent, name);
         if let Some(ino) = ino {
             if item.is_unsent {
-                if self.forsake(ino) {
-                    remove_quietly(&self.pool, &self.child_path(parent, name)?);
-                }
+                let path = self.child_path(parent, name)?;
+                self.forsake_after(ino, |may_be_there| {
+                    if may_be_there {
+                        remove_quietly(&self.pool, &path);
+                    }
+                });
                 self.drop_name(parent, name);
                 return Ok(());
             }
@@ -180,11 +183,19 @@ impl Vfs {
         let replaced = self.tree().find(to.0, to.1);
         let replaced = replaced.and_then(|ino| Some((ino, self.handles.staged(ino)?)));
         let held = replaced.as_ref().map(|(_, staged)| staged.hold());
+        if let Some((_, staged)) = &replaced {
+            staged.yield_to(&self.pool, &destination, Some(&source))?;
+        }
         let over_file = target.as_ref().is_some_and(|item| item.entry.kind != Kind::Directory);
         self.move_on_server(from, &source, &destination, over_file).inspect_err(|_| {
             // Nobody knows how far it came.
             self.cache.expire(from.0);
             self.cache.expire(to.0);
+            if let Some((_, staged)) = &replaced
+                && let Err(error) = staged.yield_to(&self.pool, &destination, None)
+            {
+                log::warn!("the note of what is unsent of {destination} is old: {error}");
+            }
         })?;
         self.tree().relink(from, to);
         drop(held);
@@ -336,15 +347,18 @@ impl Vfs {
         Ok(true)
     }
 
-    /// The name of a file goes, or goes to another: what is staged for it is never sent again.
-    /// True if the server may have something of it.
-    fn forsake(&self, ino: Ino) -> bool {
-        let Some(staged) = self.handles.staged(ino) else { return false };
-        let may_be_there = staged.unlink();
+    /// The name of a file is gone, or another's: what is staged for it is never sent again.
+    fn forsake(&self, ino: Ino) {
+        self.forsake_after(ino, |_| {});
+    }
+
+    /// The same once `remove` is done, which hears whether the server may have something of it.
+    fn forsake_after(&self, ino: Ino, remove: impl FnOnce(bool)) {
+        let Some(staged) = self.handles.staged(ino) else { return };
+        staged.unlink(remove);
         drop(staged);
         self.queue.drop_one(ino);
         self.unstage(ino);
-        may_be_there
     }
 
     fn require_present(&self, parent: Ino, name: &[u8]) -> Result<Item> {

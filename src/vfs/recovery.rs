@@ -13,7 +13,7 @@ use super::files::new_item;
 use super::journal::{self, LeftBehind, Leftover, Purpose, damaged, left_behind, leftovers};
 use super::names::conflict_name;
 use super::policy::OnConflict;
-use super::replace::{move_once, remove_quietly};
+use super::replace::{is_there, move_once, remove_quietly};
 use super::staging::{Staged, Traces, Urgency};
 use super::tree::{Ino, ROOT};
 use super::{Pending, lock};
@@ -237,6 +237,12 @@ impl Vfs {
             let is_whole = layout.missing().is_empty();
             return Ok(if is_whole { Fate::Send(None, Traces::default()) } else { Fate::Conflict });
         };
+        if let Some(from) = note.yields_to()
+            && !is_there(&self.pool, &from)?
+        {
+            // Another file was renamed over what this was to replace.
+            return Ok(Fate::Arrived);
+        }
         let now = Version::of(item);
         let size = now.size.unwrap_or(u64::MAX);
         let is_same = |up_to: u64| {

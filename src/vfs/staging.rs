@@ -113,6 +113,8 @@ struct State {
     had_sender: bool,
     traces: Traces,
     sending: Option<Urgency>,
+    /// This file is being renamed to the name.
+    yields_to: Option<RemotePath>,
 }
 
 /// What attempts that failed may have left on the server.
@@ -265,16 +267,32 @@ impl Staged {
     }
 
     /// The name was removed, or given to another file: the content is for those who have the file
-    /// open. True if the server may have something under the name.
-    pub(crate) fn unlink(&self) -> bool {
+    /// open. `remove` hears whether the server may have something under the name; until it returns
+    /// the note holds.
+    pub(crate) fn unlink(&self, remove: impl FnOnce(bool)) {
         let mut state = self.lock();
         state.is_unlinked = true;
         self.is_unwanted.store(true, Ordering::Relaxed);
         drop(state);
         state = self.lock_quiet();
-        state.strike();
         state.stop_sender();
-        state.base.is_some() || state.traces.may_be_partly_there
+        let may_be_there = state.base.is_some() || state.traces.may_be_partly_there;
+        drop(state);
+        remove(may_be_there);
+        self.lock().strike();
+    }
+
+    /// `from` is about to be renamed to the name, or (`None`) could not be. A kill in between must
+    /// not bring back what is replaced.
+    pub(crate) fn yield_to(
+        &self,
+        pool: &Pool,
+        path: &RemotePath,
+        from: Option<&RemotePath>,
+    ) -> Result<()> {
+        let mut state = self.lock();
+        state.yields_to = from.cloned();
+        if state.is_noted() { state.note(pool, path, Durability::Disk) } else { Ok(()) }
     }
 
     /// Nothing is sent while the value lives.
@@ -298,16 +316,13 @@ impl Staged {
         state.content.replace_whole();
         // What was sent ahead lies beside the old name.
         state.stop_sender();
-        if state.is_promised || state.last_error.is_some() {
-            state.note(pool, &path, Durability::Disk)?;
-        }
-        Ok(())
+        if state.is_noted() { state.note(pool, &path, Durability::Disk) } else { Ok(()) }
     }
 
     /// The directory above was renamed: a note must tell the new path.
     pub(crate) fn renote(&self, pool: &Pool, path: &RemotePath) {
         let mut state = self.lock();
-        if state.is_dirty() && (state.is_promised || state.last_error.is_some()) {
+        if state.is_noted() {
             state.note_or_warn(pool, path, Durability::Disk);
         }
     }
@@ -644,11 +659,17 @@ impl State {
             had_sender: false,
             traces: Traces::default(),
             sending: None,
+            yields_to: None,
         }
     }
 
     fn is_dirty(&self) -> bool {
         self.is_changed && !self.is_unlinked
+    }
+
+    /// Is there a note of it, which others are to find?
+    fn is_noted(&self) -> bool {
+        self.is_dirty() && (self.is_promised || self.last_error.is_some())
     }
 
     /// A change of content: it ends a time set before it (utimensat, then write).
@@ -687,7 +708,8 @@ impl State {
         let mut note =
             Note::new(pool.server_name(), path.as_bytes(), self.content.layout().clone())
                 .with_base(base)
-                .with_attributes(self.mode, self.mtime);
+                .with_attributes(self.mode, self.mtime)
+                .yielding_to(self.yields_to.as_ref());
         note.may_be_partly_there =
             self.traces.may_be_partly_there || self.traces.appended_from.is_some();
         note.write(self.content.path(), durability)?;
