@@ -119,6 +119,9 @@ class World:
     def kill(self):
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+
+    def detach(self):
+        """When nobody works any more: who did would work in the directory below."""
         subprocess.run(["umount", "-l", self.mount], check=False, stderr=subprocess.DEVNULL)
 
     def end(self):
@@ -225,6 +228,7 @@ def main():
         world.kill()
         for worker in workers:
             worker.stop = True
+        for worker in workers:
             worker.join(PATIENCE)
             if worker.is_alive():
                 raise SystemExit("crash: a call hangs after the kill")
@@ -233,6 +237,7 @@ def main():
                 world.wrong.append(f"kill {number}: a call failed: {worker.failed}")
             changes += worker.done
             under_way += worker.under_way is not None
+        world.detach()
         world.begin()
         world.wait("sent", world.is_all_sent)
         before = len(world.wrong)
