@@ -4,6 +4,8 @@
 //! the content is sent it does not change: a writer waits for a send that somebody waits for, and
 //! stops one that runs in the background. Readers never wait for a send.
 
+mod state;
+
 use std::fs::File;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -14,13 +16,13 @@ use super::attr::Version;
 use super::commit::{Committed, Errand, Sent};
 use super::content::{Content, Layout};
 use super::error::{Error, Result};
-use super::files::now_stamp;
-use super::journal::{self, Durability, LeftBehind, Marks, Note};
+use super::journal::{Durability, LeftBehind, Marks};
 use super::policy::WritePolicy;
 use super::reader::{Reader, leave_parked};
 use super::room::Room;
 use super::sender::Sender;
 use crate::ftp::{Pool, RemotePath, Timestamp};
+use state::State;
 
 /// From this size on a file is sent while it is still being written. Below it, sending takes about
 /// as long as the round trips that a sender costs more (RNFR, RNTO).
@@ -76,45 +78,6 @@ pub(crate) struct Staged {
     source: Mutex<Option<Reader>>,
     /// The send that is under way is to stop.
     is_unwanted: AtomicBool,
-}
-
-#[derive(Debug)]
-struct State {
-    content: Content,
-    /// What the server has under this name; `None` when it has nothing.
-    base: Option<Version>,
-    /// The permission bits of what the server has.
-    base_mode: Option<u16>,
-    /// The length of what the server has is known.
-    is_sized: bool,
-    /// Something here is not on the server.
-    is_changed: bool,
-    /// Was ever changed: reads are answered from here.
-    was_changed: bool,
-    /// The name is gone: nothing is ever sent again.
-    is_unlinked: bool,
-    /// Of the last change of content, by our clock.
-    changed_at: Option<Timestamp>,
-    /// Set by programs before the content is on the server.
-    mtime: Option<Timestamp>,
-    mode: Option<u16>,
-    last_error: Option<String>,
-    /// A note on the disk promises exactly what is here.
-    is_promised: bool,
-    /// But for a time or bits that were set since.
-    is_note_outdated: bool,
-    /// Every byte was written at the end, from an empty file on: what is there will hardly change.
-    is_sequential: bool,
-    /// Every byte was written by a handle opened to append.
-    is_append_only: bool,
-    /// Sends what is there while more is written.
-    sender: Option<Sender>,
-    /// A sender was started for this content; one that gave up is not replaced.
-    had_sender: bool,
-    traces: Traces,
-    sending: Option<Urgency>,
-    /// This file is being renamed to the name.
-    yields_to: Option<RemotePath>,
 }
 
 /// What attempts that failed may have left on the server.
@@ -633,133 +596,5 @@ impl Drop for SendEnds<'_> {
     fn drop(&mut self) {
         self.0.lock().sending = None;
         self.0.ended.notify_all();
-    }
-}
-
-impl State {
-    fn new(content: Content, is_sized: bool) -> Self {
-        Self {
-            // From an empty file on.
-            is_sequential: is_sized && content.length() == 0,
-            content,
-            base: None,
-            base_mode: None,
-            is_sized,
-            is_changed: false,
-            was_changed: false,
-            is_unlinked: false,
-            changed_at: None,
-            mtime: None,
-            mode: None,
-            last_error: None,
-            is_promised: false,
-            is_note_outdated: false,
-            is_append_only: true,
-            sender: None,
-            had_sender: false,
-            traces: Traces::default(),
-            sending: None,
-            yields_to: None,
-        }
-    }
-
-    fn is_dirty(&self) -> bool {
-        self.is_changed && !self.is_unlinked
-    }
-
-    /// Is there a note of it, which others are to find?
-    fn is_noted(&self) -> bool {
-        self.is_dirty() && (self.is_promised || self.last_error.is_some())
-    }
-
-    /// A change of content: it ends a time set before it (utimensat, then write).
-    fn touch(&mut self) {
-        self.is_changed = true;
-        self.was_changed = true;
-        self.is_promised = false;
-        self.mtime = None;
-        self.changed_at = Some(now_stamp());
-    }
-
-    /// Something before the end changes: what was sent is worth nothing.
-    fn stop_sender(&mut self) {
-        self.is_sequential = false;
-        self.sender = None;
-    }
-
-    /// Begins to send to a name beside the file's. Failing costs nothing: the commit sends all.
-    fn send_ahead(&mut self, place: &Place<'_>) {
-        self.had_sender = true;
-        let length = self.content.length();
-        let started = self
-            .content
-            .reopen()
-            .map_err(Error::from)
-            .and_then(|file| Sender::start(place, file, length));
-        match started {
-            Ok(sender) => self.sender = Some(sender),
-            Err(error) => log::info!("{} is sent when it is closed: {error}", place.path),
-        }
-    }
-
-    /// Writes down where the content belongs, and lets it be as it is from now on.
-    fn note(&mut self, pool: &Pool, path: &RemotePath, durability: Durability) -> Result<()> {
-        let base = self.base.filter(|_| !self.is_unlinked);
-        let mut note =
-            Note::new(pool.server_name(), path.as_bytes(), self.content.layout().clone())
-                .with_base(base)
-                .with_attributes(self.mode, self.mtime)
-                .yielding_to(self.yields_to.as_ref());
-        note.may_be_partly_there =
-            self.traces.may_be_partly_there || self.traces.appended_from.is_some();
-        note.write(self.content.path(), durability)?;
-        if let Some(older) = self.content.promised() {
-            journal::strike(older);
-        }
-        self.content.seal();
-        Ok(())
-    }
-
-    /// Without a note it is sent all the same, by this process.
-    fn note_or_warn(&mut self, pool: &Pool, path: &RemotePath, durability: Durability) {
-        if let Err(error) = self.note(pool, path, durability) {
-            log::warn!("no note of what is unsent, {}: {error}", self.content.path().display());
-        }
-    }
-
-    fn strike(&self) {
-        journal::strike(self.content.path());
-        if let Some(older) = self.content.promised() {
-            journal::strike(older);
-        }
-    }
-
-    /// The server has everything.
-    fn settle(&mut self, job: &Job, sent: Sent) -> std::io::Result<Committed> {
-        self.strike();
-        self.is_changed = false;
-        self.is_promised = false;
-        self.is_append_only = true;
-        self.traces = Traces::default();
-        self.last_error = None;
-        let length = match sent.size {
-            // Others added to it too: what it is now only the server knows.
-            Some(size) if size != self.content.length() => {
-                self.content.forget(size)?;
-                size
-            }
-            _ => {
-                self.content.settle();
-                self.content.length()
-            }
-        };
-        let committed = Committed::new(job, &sent, length);
-        self.mode = None;
-        self.mtime = None;
-        self.changed_at = None;
-        self.base_mode = sent.mode.or(self.base_mode);
-        // As far as the server told it, so that what others change from now on is noticed.
-        self.base = Some(Version { size: Some(length), mtime: committed.mtime });
-        Ok(committed)
     }
 }
