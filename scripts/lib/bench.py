@@ -54,6 +54,11 @@ class Sizes:
             "smallread": f"read {self.small} files of 4 KiB (`cat`)",
             "smallwrite": f"write {self.written} files of 4 KiB, until the server has them",
             "smallwrite-returns": "… until `cp -r` returns",
+            "tarx": f"`tar x` of {self.written} files, until the server has them",
+            "gitcheckout": f"`git checkout` of {self.written} files, likewise",
+            "unzip": f"`unzip` of {self.written} files, likewise",
+            "rsync": f"`rsync -a` of {self.written} files, likewise",
+            "rsync2": "… once more, when nothing has changed",
             "grepr": f"`grep -r` through {files:,} files of 4 KiB",
             "lsr": f"`ls -lR` of {self.folders} folders",
             "lsr2": "… once more",
@@ -73,7 +78,7 @@ EXTRAS = {  # rows that are no times: key, what it says
     "seqwrite-cpu": "CPU seconds, sequential write",
 }
 WORKLOADS = ["mount", "seqread", "directread", "tlsread", "seqwrite", "smallread", "smallwrite", "grepr", "lsr",
-             "flatls", "randread", "append", "patch", "rmrf"]
+             "flatls", "randread", "append", "patch", "rmrf", "tarx", "gitcheckout", "unzip", "rsync"]
 
 
 class Served:
@@ -106,14 +111,25 @@ class Served:
             self.file(f"{self.local}/write.bin", s.write_mib * MIB)
         if wants("smallread"):
             self.folder(f"{self.root}/small", s.small, 4096)
-        if wants("smallwrite", "rmrf"):
+        if wants("smallwrite", "rmrf", "tarx", "gitcheckout", "unzip", "rsync"):
             self.folder(f"{self.local}/few", s.written, 4096)
+        if wants("tarx"):
+            self.pack("tar cf few.tar few")
+        if wants("unzip"):
+            shutil.make_archive(f"{self.local}/few", "zip", self.local, "few")
+        if wants("gitcheckout"):
+            git = "git -c user.name=bench -c user.email=bench@localhost -c init.defaultBranch=main"
+            self.pack(f"{git} init -q --bare few.git && cd few && g='{git} --git-dir=../few.git --work-tree=.' && "
+                      "$g add . && $g commit -qm few && rm ../few.git/index")
         if wants("flatls"):
             self.folder(f"{self.root}/flat", s.flat, 10)
         if wants("lsr", "grepr"):
             for number in range(s.folders):
                 self.folder(f"{self.root}/tree/d{number:03}", 10, 4096)
         self.give(self.root)
+
+    def pack(self, command):
+        subprocess.run(["bash", "-c", command], cwd=self.local, check=True, stdin=subprocess.DEVNULL)
 
     def file(self, path, size):
         with open(path, "wb") as file:
@@ -390,17 +406,48 @@ class Bench:
         return {"flatls": self.lftp("ls flat > /dev/null")}
 
     def w_smallwrite(self, mount, place):
-        source, (path, name) = f"{self.local}/few", place
+        to = f"{mount.path}/{place[1]}/few"
+        held, returned = self.written(["cp", "-r", f"{self.local}/few", to], mount, place)
+        return {"smallwrite": held, "smallwrite-returns": returned}
+
+    def w_tarx(self, mount, place):
+        command = ["tar", "xf", f"{self.local}/few.tar", "-C", f"{mount.path}/{place[1]}"]
+        return {"tarx": self.written(command, mount, place)[0]}
+
+    def w_unzip(self, mount, place):
+        command = ["unzip", "-q", f"{self.local}/few.zip", "-d", f"{mount.path}/{place[1]}"]
+        return {"unzip": self.written(command, mount, place)[0]}
+
+    def w_gitcheckout(self, mount, place):
+        tree = f"{mount.path}/{place[1]}/few"
+        # A copy of the repository, as git writes its index there.
+        copy = f"{E['BENCH_WORK']}/copy.git"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(f"{self.local}/few.git", copy)
+        command = f"mkdir {tree} && git --git-dir={copy} --work-tree={tree} checkout -qf main"
+        return {"gitcheckout": self.written(command, mount, place)[0]}
+
+    def w_rsync(self, mount, place):
+        command = ["rsync", "-a", f"{self.local}/few", f"{mount.path}/{place[1]}/"]
+        held, _ = self.written(command, mount, place)
+        again, said = self.run([*command[:1], "-i", *command[1:]], mount)
+        if [line for line in said.split("\n") if line.startswith(("<", ">"))]:
+            raise Wrong("rsync sends files again that have not changed")
+        return {"rsync": held, "rsync2": again}
+
+    def written(self, command, mount, place):
+        """Runs what writes the few files: seconds until the server has them, and until it returned."""
+        source, path = f"{self.local}/few", place[0]
         names = os.listdir(source)
         began = time.monotonic()
-        returned, _ = self.run(["cp", "-r", source, f"{mount.path}/{name}/few"], mount)
+        returned, _ = self.run(command, mount)
         held = self.until(lambda: all(size(f"{path}/few/{one}") == 4096 for one in names), began)
         # Temporary names, if any, have 5 s to go away.
         gone = time.monotonic() + 5
         while len(os.listdir(f"{path}/few")) != len(names) and time.monotonic() < gone:
             time.sleep(0.02)
         self.same(source, f"{path}/few")
-        return {"smallwrite": held, "smallwrite-returns": returned}
+        return held, returned
 
     def c_smallwrite(self, place):
         seconds = self.lftp(f"mirror -R --parallel=8 {self.local}/few {place[1]}/few")
