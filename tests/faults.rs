@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use crate::drivers::{Direct, Driver, Fail, How, Result, target};
-use crate::matrix;
+use crate::matrix::{self, FAULTS};
 use crate::support::dialect::Dialect;
 use crate::support::faults::What;
 use crate::support::server::{PATIENCE, Server};
@@ -87,28 +87,6 @@ const fn case(
 fn without_epsv() -> Dialect {
     Dialect { epsv: false, ..Dialect::proftpd() }
 }
-
-const FAULTS: &[What] = &[
-    What::Reset,
-    What::Close,
-    What::Silence,
-    What::Reply(421, "Service not available"),
-    What::Reply(450, "Busy"),
-    What::Reply(500, "What?"),
-    What::Reply(550, "No"),
-    What::Garbage(b"\x00\xff\xfe\r\n"),
-    What::Garbage(b"no code at all\r\n"),
-    What::Garbage(b"999 strange\r\n"),
-    What::EndlessReply,
-    What::CutReply(2),
-    What::LoseReply,
-    What::DoubleReply,
-    What::PreReply(226, "for another command"),
-    What::PreReply(550, "for another command"),
-    What::SplitReply,
-    What::HoldReply(Duration::from_millis(30)),
-    What::Delay(Duration::from_millis(30)),
-];
 
 /// Of commands that open a data connection.
 const DATA_FAULTS: &[What] = &[

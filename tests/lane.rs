@@ -11,7 +11,7 @@ use ftpfs::ftp::{
 };
 
 use crate::drivers::target;
-use crate::matrix;
+use crate::matrix::{self, FAULTS};
 use crate::support::dialect::{Dialect, Rest};
 use crate::support::faults::{Fault, What};
 use crate::support::server::Server;
@@ -299,24 +299,7 @@ fn a_cut_upload_is_no_success_and_nothing_is_renamed() {
 
 #[test]
 fn every_fault_at_every_command_of_an_upload() {
-    const FAULTS: &[What] = &[
-        What::Reset,
-        What::Close,
-        What::Silence,
-        What::Reply(421, "Service not available"),
-        What::Reply(450, "Busy"),
-        What::Reply(500, "What?"),
-        What::Reply(550, "No"),
-        What::Garbage(b"\x00\xff\xfe\r\n"),
-        What::Garbage(b"999 strange\r\n"),
-        What::EndlessReply,
-        What::CutReply(2),
-        What::LoseReply,
-        What::DoubleReply,
-        What::PreReply(226, "for another command"),
-        What::PreReply(250, "for another command"),
-        What::PreReply(550, "for another command"),
-        What::SplitReply,
+    const DATA_FAULTS: &[What] = &[
         What::CutData(4),
         What::CutDataSilence(4),
         What::CutControlAfter(4),
@@ -332,7 +315,7 @@ fn every_fault_at_every_command_of_an_upload() {
         for (name, operation) in operations {
             for verb in ["EPSV", "MLST", "SIZE", "MDTM", "STOR", "SITE", "MFMT", "RNFR", "RNTO"] {
                 for nth in 1..=2 {
-                    for what in FAULTS {
+                    for what in FAULTS.iter().chain(DATA_FAULTS) {
                         cells.push((
                             dialect,
                             patient_warm as Start,

@@ -5,6 +5,32 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::support::faults::What;
+
+/// What may happen at any command.
+pub const FAULTS: &[What] = &[
+    What::Reset,
+    What::Close,
+    What::Silence,
+    What::Reply(421, "Service not available"),
+    What::Reply(450, "Busy"),
+    What::Reply(500, "What?"),
+    What::Reply(550, "No"),
+    What::Garbage(b"\x00\xff\xfe\r\n"),
+    What::Garbage(b"no code at all\r\n"),
+    What::Garbage(b"999 strange\r\n"),
+    What::EndlessReply,
+    What::CutReply(2),
+    What::LoseReply,
+    What::DoubleReply,
+    What::PreReply(226, "for another command"),
+    What::PreReply(250, "for another command"),
+    What::PreReply(550, "for another command"),
+    What::SplitReply,
+    What::HoldReply(Duration::from_millis(30)),
+    What::Delay(Duration::from_millis(30)),
+];
+
 /// Most of them wait most of the time.
 const AT_ONCE: usize = 24;
 

@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::attr::Version;
+use super::compare::is_same;
 use super::content::Delta;
 use super::error::{Error, Result};
 use super::journal::{Marks, Purpose};
@@ -13,13 +14,17 @@ use super::replace::{beside, put_away, replace, replace_by_turns};
 use super::sender::Sender;
 use super::staging::{Job, Place, SEND_AHEAD_FROM, Staged};
 use crate::ftp::{
-    self, Guard, Look, Placement, Pool, RemotePath, Renamed, Store, StoreOutcome, Stored,
+    self, Guard, Look, Placement, Pool, RemotePath, Renamed, Stat, Store, StoreOutcome, Stored,
     TailHabit, Timestamp,
 };
 
 /// Below this size a file is sent whole rather than patched in place: the whole then takes no
 /// longer than the patch, and a whole is replaced at one moment.
 const PATCH_FROM: u64 = 256 * 1024;
+
+/// Of a part that may be ours so much is compared at its beginning and at its end: what others wrote
+/// differs there, and 8 MiB come in 0.7 s at 100 Mbit/s.
+const COMPARED: u64 = 4 * 1024 * 1024;
 
 /// What a commit changed on the server.
 #[derive(Clone, Debug)]
@@ -113,8 +118,13 @@ impl Errand<'_> {
                 result => return result,
             }
         }
-        if self.job.base.is_none() && !self.job.traces.may_be_partly_there {
-            return self.store_new();
+        if self.job.base.is_none() {
+            if !self.job.traces.may_be_partly_there {
+                return self.store_new();
+            }
+            if !self.is_part_ours()? {
+                return Ok(Err(Conflict));
+            }
         }
         if self.policy.upload == UploadMode::Safe && self.job.base.is_some() {
             match self.job.layout.delta() {
@@ -135,6 +145,22 @@ impl Errand<'_> {
             }
         }
         self.store_whole()
+    }
+
+    /// Is what is there under a new file's name what an attempt before this one left, and not
+    /// something that others put there since?
+    fn is_part_ours(&self) -> Result<bool> {
+        let Place { pool, path, .. } = self.place;
+        let size = match pool.look(path)? {
+            _ if self.policy.on_conflict == OnConflict::Overwrite => return Ok(true),
+            Look::There(Stat { size: Some(size), .. }) => size,
+            Look::There(_) | Look::Absent | Look::Unknown => return Ok(true),
+        };
+        if size > self.job.length() {
+            return Ok(false);
+        }
+        let ends = [0..size.min(COMPARED), size.saturating_sub(COMPARED).max(COMPARED)..size];
+        is_same(pool, path, Version { size: None, mtime: None }, &self.job.file, &ends)
     }
 
     /// Under its own name, where nothing is; in `SafeAll` beside it.

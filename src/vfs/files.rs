@@ -8,12 +8,13 @@ use super::commit::{self, Committed};
 use super::dircache::Item;
 use super::error::{Error, Result};
 use super::handles::{Access, OpenFile, Shared};
+use super::names::entry_of_now;
 use super::reader::leave_parked;
 use super::replace::put_away;
 use super::staging::{Place, Staged, Start, Urgency};
 use super::tree::Ino;
 use super::{Found, Vfs, now_mtime};
-use crate::ftp::{self, Entry, Kind, Precision, RemotePath, Timestamp};
+use crate::ftp::{self, Kind, Precision, RemotePath, Timestamp};
 
 /// An open file handle, and what the kernel may assume of it.
 #[derive(Clone, Copy, Debug)]
@@ -393,15 +394,7 @@ pub struct StatFs {
 
 /// A file that exists here and will exist on the server when it is closed.
 pub(super) fn new_item(name: &[u8], mode: u16) -> Item {
-    let mut item = Item::new(Entry {
-        name: name.into(),
-        kind: Kind::File,
-        size: Some(0),
-        mtime: Some(now_stamp()),
-        mode: Some(mode),
-        target: None,
-        facts: None,
-    });
+    let mut item = Item::new(entry_of_now(name, mode));
     item.is_guess = true;
     item.is_unsent = true;
     item

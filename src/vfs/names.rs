@@ -40,7 +40,8 @@ impl Vfs {
                 return Err(Error::Exists);
             }
         }
-        let item = Item::new(Entry { kind: Kind::Directory, size: None, ..entry(name, mode) });
+        let item =
+            Item::new(Entry { kind: Kind::Directory, size: None, ..entry_of_now(name, mode) });
         self.show_new(parent, name, item)
     }
 
@@ -71,7 +72,7 @@ impl Vfs {
         let item = Item::new(Entry {
             kind: Kind::Symlink,
             target: Some(target.into()),
-            ..entry(name, 0o777)
+            ..entry_of_now(name, 0o777)
         });
         self.show_new(parent, name, item)
     }
@@ -417,7 +418,7 @@ pub(super) fn conflict_name(name: &[u8], why: &str) -> Vec<u8> {
 }
 
 /// An entry made just now.
-fn entry(name: &[u8], mode: u16) -> Entry {
+pub(super) fn entry_of_now(name: &[u8], mode: u16) -> Entry {
     Entry {
         name: name.into(),
         kind: Kind::File,

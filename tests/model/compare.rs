@@ -62,6 +62,11 @@ impl World {
             }
         }
         for (path, node) in sent {
+            if let Some(live) =
+                self.model.live_at(&path).and_then(|id| self.model.lives.get_mut(&id))
+            {
+                live.was_seen = true;
+            }
             self.model.server.insert(path, node);
         }
         Ok(())

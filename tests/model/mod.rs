@@ -312,3 +312,27 @@ fn regression_removing_an_open_file_is_done_though_the_reply_is_lost() {
         Op::Unlink { path: 1 },
     ]);
 }
+
+/// What others put where a part of ours was is theirs.
+#[test]
+fn regression_what_others_put_over_a_part_of_ours_stays() {
+    check(&[
+        Op::Mkdir { path: 1 },
+        Op::Open { path: 4, how: 93 },
+        Op::Append { handle: 0, length: 5443 },
+        Op::Fault { what: 19, on: 1, nth: 1, times: 9 },
+        Op::Close { handle: 148 },
+        Op::TheirPut { path: 4, length: 132 },
+    ]);
+}
+
+/// A directory takes along what was sent when it moved, and what others remove of that is gone.
+#[test]
+fn regression_what_moved_with_its_directory_may_be_removed_by_others() {
+    check(&[
+        Op::Mkdir { path: 1 },
+        Op::Open { path: 5, how: 29 },
+        Op::Rename { from: 1, to: 0 },
+        Op::TheirDelete { path: 3 },
+    ]);
+}

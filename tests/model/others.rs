@@ -178,6 +178,7 @@ impl World {
                 Some(_) => is_theirs && (copied || is.is_some_and(is_ours)),
             },
         };
+        let is_right = is_right || (live.was_seen && is_theirs);
         let is_behind = is_appended_behind(is, theirs, &live.bytes);
         if !is_right {
             return Err(format!(

@@ -48,6 +48,8 @@ pub struct Live {
     pub was_refused: bool,
     /// What it was then.
     pub refused: Option<Vec<u8>>,
+    /// The server had it though nobody had asked for that, so that it may be sent or not.
+    pub was_seen: bool,
     /// What it is if the bytes that were there before ours are theirs: nobody had asked for them.
     pub over_theirs: Option<Vec<u8>>,
 }
@@ -252,6 +254,7 @@ impl Reference {
             is_contested: false,
             was_refused: false,
             refused: None,
+            was_seen: false,
             over_theirs: None,
         };
         self.lives.insert(self.last_live, live);
@@ -270,6 +273,7 @@ impl Reference {
             content[offset..end].copy_from_slice(bytes);
         }
         live.is_dirty = true;
+        live.was_seen = false;
         // A write ends a time set before it.
         live.mtime = None;
         Ok(Reply::Done)
