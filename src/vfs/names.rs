@@ -242,7 +242,7 @@ impl Vfs {
                 return Ok(false);
             }
             if !target.is_unsent {
-                base = Some((Version::of(target), target.shown_mode()));
+                base = Some(Version::of(target));
             }
         }
         staged.retarget(&self.pool, base, || {

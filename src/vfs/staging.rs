@@ -269,13 +269,14 @@ impl Staged {
     pub(crate) fn retarget(
         &self,
         pool: &Pool,
-        base: Option<(Version, Option<u16>)>,
+        base: Option<Version>,
         rename: impl FnOnce() -> Result<RemotePath>,
     ) -> Result<()> {
         let mut state = self.lock_quiet();
         let path = rename()?;
-        state.base = base.map(|(version, _)| version);
-        state.base_mode = base.and_then(|(_, mode)| mode);
+        state.base = base;
+        // The bits are those of what is renamed, not of what it replaces.
+        state.base_mode = None;
         state.content.replace_whole();
         // What was sent ahead lies beside the old name.
         state.stop_sender();

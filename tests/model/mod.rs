@@ -336,3 +336,16 @@ fn regression_what_moved_with_its_directory_may_be_removed_by_others() {
         Op::TheirDelete { path: 3 },
     ]);
 }
+
+/// What is renamed before it was sent keeps its bits.
+#[test]
+fn regression_an_unsent_file_does_not_take_the_bits_of_what_it_replaces() {
+    let ops = [
+        Op::Mkdir { path: 0 },
+        Op::TheirPut { path: 2, length: 148 },
+        Op::Chmod { path: 2, mode: 161 },
+        Op::Open { path: 1, how: 143 },
+        Op::Rename { from: 1, to: 2 },
+    ];
+    run(&ops, Mode::WriteBack).unwrap();
+}
