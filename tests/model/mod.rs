@@ -342,8 +342,13 @@ fn regression_what_moved_with_its_directory_may_be_removed_by_others() {
 fn regression_an_unsent_file_does_not_take_the_bits_of_what_it_replaces() {
     let ops = [
         Op::Mkdir { path: 0 },
+        Op::Mkdir { path: 4 },
         Op::TheirPut { path: 2, length: 148 },
+        Op::Mkdir { path: 3 },
+        Op::Write { handle: 97, at: 39977, length: 9 },
         Op::Chmod { path: 2, mode: 161 },
+        Op::Open { path: 4, how: 243 },
+        Op::Open { path: 1, how: 21 },
         Op::Open { path: 1, how: 143 },
         Op::Rename { from: 1, to: 2 },
     ];
