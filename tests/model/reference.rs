@@ -48,7 +48,7 @@ pub struct Live {
     pub was_refused: bool,
     /// What it was then.
     pub refused: Option<Vec<u8>>,
-    /// The server had it though nobody had asked for that, so that it may be sent or not.
+    /// The server has it, or may have it, though nobody had asked for that.
     pub was_seen: bool,
     /// What it is if the bytes that were there before ours are theirs: nobody had asked for them.
     pub over_theirs: Option<Vec<u8>>,
@@ -376,6 +376,11 @@ impl Reference {
         }
         if is_within(to, from) {
             return Err(Fail::Invalid);
+        }
+        // What is to be moved is sent before, also if the rename fails then.
+        for live in self.lives.values_mut() {
+            let is_moved = live.path.as_ref().is_some_and(|path| is_within(path, from));
+            live.was_seen |= is_moved && live.is_dirty;
         }
         if let Some(id) = self.live_at(from) {
             self.commit(id);

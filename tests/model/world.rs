@@ -126,6 +126,12 @@ impl World {
             },
             _ => {
                 let Some(call) = self.call_of(op) else { return Ok(End::Not) };
+                if let Call::SetMtime { path, .. } | Call::Chmod { path, .. } = &call
+                    && self.model.live_at(path).is_some_and(|id| self.model.lives[&id].was_seen)
+                {
+                    // Of what the server has, or of what will be sent?
+                    return Ok(End::Here);
+                }
                 self.resolve_contests(&call)?;
                 if self.keeps_a_part() {
                     return Ok(End::Here);
