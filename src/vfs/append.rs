@@ -1,7 +1,7 @@
 //! What is added at the end of a file: sent alone, behind an end that is where it was.
 
 use super::attr::Version;
-use super::commit::{Attempt, Conflict, Errand};
+use super::commit::{Attempt, Conflict, Errand, Sent};
 use super::compare::is_same;
 use super::error::Result;
 use super::policy::OnConflict;
@@ -29,11 +29,7 @@ impl Errand<'_> {
             Ok(StoreOutcome::Guarded(look)) => look,
             Err(error) => return self.append_failed(from, error),
         };
-        let Some(there) = size_of(&look) else {
-            // What only the server had is gone with it.
-            let is_lost = look == Look::Absent && !self.job.layout.missing().is_empty();
-            return if is_lost { Ok(Err(Conflict)) } else { self.store_whole() };
-        };
+        let Some(there) = size_of(&look) else { return self.append_to_nothing(&look) };
         if self.job.is_append_only && there > from {
             // O_APPEND means: behind whatever others appended.
             return self.append_behind(there, from, from);
@@ -50,12 +46,13 @@ impl Errand<'_> {
         let look = self.place.pool.look(self.place.path)?;
         let length = self.job.length();
         let there = match size_of(&look) {
+            None => return self.append_to_nothing(&look),
             Some(there) if self.agrees(&look) => there,
-            _ if self.policy.on_conflict == OnConflict::Overwrite => {
+            Some(_) if self.policy.on_conflict == OnConflict::Overwrite => {
                 self.job.traces.appended_from = None;
                 return self.store_whole();
             }
-            _ => return Ok(Err(Conflict)),
+            Some(_) => return Ok(Err(Conflict)),
         };
         if !self.is_ours(from, there)? {
             return Ok(Err(Conflict));
@@ -69,6 +66,13 @@ impl Errand<'_> {
         self.store_beside()
     }
 
+    /// The file is gone, or its size is not told: all of it is sent, if all of it can be had.
+    fn append_to_nothing(&mut self, look: &Look) -> Attempt {
+        // What only the server had is gone with it.
+        let is_lost = *look == Look::Absent && !self.job.layout.missing().is_empty();
+        if is_lost { Ok(Err(Conflict)) } else { self.store_whole() }
+    }
+
     /// The bytes from `begin` on, behind the `there` bytes that the server has.
     fn append_behind(&mut self, there: u64, from: u64, begin: u64) -> Attempt {
         match self.append_if(begin, &|look| size_of(look) == Some(there)) {
@@ -76,7 +80,7 @@ impl Errand<'_> {
             Ok(StoreOutcome::Guarded(_)) => Ok(Err(Conflict)),
             Ok(StoreOutcome::Done(stored)) => {
                 let size = Some(there + (self.job.length() - begin));
-                Ok(Ok(super::commit::Sent { size, ..self.sent(&stored) }))
+                Ok(Ok(Sent { size, ..self.sent(&stored) }))
             }
         }
     }

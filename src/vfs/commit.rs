@@ -151,8 +151,10 @@ impl Errand<'_> {
     /// something that others put there since?
     fn is_part_ours(&self) -> Result<bool> {
         let Place { pool, path, .. } = self.place;
+        if self.policy.on_conflict == OnConflict::Overwrite {
+            return Ok(true);
+        }
         let size = match pool.look(path)? {
-            _ if self.policy.on_conflict == OnConflict::Overwrite => return Ok(true),
             Look::There(Stat { size: Some(size), .. }) => size,
             Look::There(_) | Look::Absent | Look::Unknown => return Ok(true),
         };

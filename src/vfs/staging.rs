@@ -254,8 +254,12 @@ impl Staged {
         from: Option<&RemotePath>,
     ) -> Result<()> {
         let mut state = self.lock();
+        if !state.is_noted() {
+            return Ok(());
+        }
         state.yields_to = from.cloned();
-        if state.is_noted() { state.note(pool, path, Durability::Disk) } else { Ok(()) }
+        // What could not be noted is not done either: no later note may tell of it.
+        state.note(pool, path, Durability::Disk).inspect_err(|_| state.yields_to = None)
     }
 
     /// Nothing is sent while the value lives.

@@ -10,6 +10,7 @@ use crate::vfs::files::now_stamp;
 use crate::vfs::journal::{self, Durability, Note};
 use crate::vfs::sender::Sender;
 
+/// The content, how it stands to the server's, and what was asked and promised of it.
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) content: Content,
