@@ -112,6 +112,30 @@ fn what_others_append_behind_a_cut_append_is_not_lost() {
     assert_eq!(fs.vfs.pending().len(), 1);
 }
 
+/// The rest alone would be a file that nobody wrote.
+#[test]
+fn a_cut_append_to_what_others_removed_is_sent_whole_or_kept() {
+    for is_all_here in [true, false] {
+        let (server, fs) = start(Dialect::proftpd(), WritePolicy::default());
+        let mut file = fs.open(b"big", How::UPDATE).unwrap();
+        let more = vec![b'x'; 400_000];
+        file.write_at(BIG as u64, &more).unwrap();
+        if is_all_here {
+            assert_eq!(file.read_at(0, BIG).unwrap().len(), BIG);
+        }
+        server.fault(Fault { on: "APPE", nth: 1, times: 1, what: What::ResetAfter(100_000) });
+        let refused = What::Reply(451, "Not now.");
+        server.fault(Fault { on: "EPSV", nth: 2, times: 4, what: refused });
+        file.close().unwrap_err();
+        server.remove("/big");
+        server.clear_faults();
+        let sent = fs.vfs.drain();
+        let expected = is_all_here.then(|| [big(), more].concat());
+        assert!(server.get("/big") == expected, "{sent:?}");
+        assert_eq!((sent.is_ok(), fs.vfs.pending().is_empty()), (is_all_here, is_all_here));
+    }
+}
+
 #[test]
 fn whoever_appends_comes_behind_what_others_appended() {
     let (server, fs) = start(Dialect::proftpd(), WritePolicy::default());
@@ -494,8 +518,8 @@ fn what_a_rename_replaced_does_not_come_back_after_a_kill() {
         server.fault_once("RNTO", What::HoldReply(PATIENCE));
         let left = std::thread::scope(|scope| {
             let renaming = scope.spawn(|| fs.rename(b"new", b"f"));
-            let has_happened = |server: &Server| server.get("/f").unwrap() == replacing;
-            assert!(server.wait_until(has_happened, PATIENCE));
+            assert!(server.wait_until(|server| server.stuck() == 1, PATIENCE));
+            assert_eq!(server.get("/f").unwrap(), replacing);
             let left = as_if_killed(&fs);
             server.release();
             renaming.join().unwrap().unwrap();
@@ -506,4 +530,65 @@ fn what_a_rename_replaced_does_not_come_back_after_a_kill() {
         assert_eq!(server.get("/f").unwrap(), replacing);
         assert_eq!(again.names(b"").unwrap(), [&b"big"[..], b"dir", b"f"]);
     }
+}
+
+/// A file that was closed, and is open and half written again: what was closed is what is promised,
+/// under the name that it has by now.
+#[test]
+fn what_is_being_written_again_keeps_its_promise_under_its_new_name() {
+    for is_longer in [false, true] {
+        let (server, fs) = start(Dialect::proftpd(), write_back());
+        fs.write(b"new", b"precious").unwrap();
+        let mut file = fs.open(b"new", How::UPDATE).unwrap();
+        file.write_at(if is_longer { 8 } else { 0 }, b"HALF").unwrap();
+        fs.rename(b"new", b"f").unwrap();
+        let again = mount_in(&server, as_if_killed(&fs), write_back());
+        again.vfs.recover();
+        assert_eq!(server.get("/f").unwrap(), b"precious");
+        assert_eq!(again.names(b"").unwrap(), [&b"big"[..], b"dir", b"f"]);
+        assert!(again.vfs.pending().is_empty());
+        drop(file);
+    }
+}
+
+/// The same when another file is renamed over it: nothing of it comes back.
+#[test]
+fn what_is_being_written_again_does_not_come_back_over_what_replaced_it() {
+    let (server, fs) = start(Dialect::proftpd(), write_back());
+    fs.write(b"other", b"other").unwrap();
+    fs.vfs.drain().unwrap();
+    fs.write(b"f", b"CHANGED").unwrap();
+    let mut file = fs.open(b"f", How::UPDATE).unwrap();
+    file.write_at(0, b"HALF").unwrap();
+    server.fault_once("RNTO", What::HoldReply(PATIENCE));
+    let left = std::thread::scope(|scope| {
+        let renaming = scope.spawn(|| fs.rename(b"other", b"f"));
+        assert!(server.wait_until(|server| server.stuck() == 1, PATIENCE));
+        let left = as_if_killed(&fs);
+        server.release();
+        renaming.join().unwrap().unwrap();
+        left
+    });
+    drop(file);
+    let again = mount_in(&server, left, write_back());
+    again.vfs.recover();
+    assert_eq!(server.get("/f").unwrap(), b"other");
+}
+
+/// What the server was not there for when its time had come is put away at the end, at the latest.
+#[test]
+fn what_could_not_be_put_away_goes_at_the_end() {
+    let (server, fs) = start(Dialect::proftpd(), WritePolicy::default());
+    server.fault(Fault {
+        on: "STOR",
+        nth: 1,
+        times: 1,
+        what: What::CutDataReply(10, 552, "Full."),
+    });
+    server.fault(Fault { on: "DELE", nth: 1, times: 9, what: What::Reply(421, "Bye.") });
+    update(&fs, b"f", 0, &big()).unwrap_err();
+    assert_eq!(server.names("/").len(), 4, "a part of it");
+    server.clear_faults();
+    fs.vfs.release_all();
+    assert_eq!(server.names("/").len(), 3);
 }

@@ -96,6 +96,12 @@ impl Layout {
         self.length = length;
     }
 
+    /// It is to be sent as a whole, whatever the server has.
+    pub(crate) fn replace_whole(&mut self) {
+        self.base_length = u64::MAX;
+        self.kept = 0;
+    }
+
     /// The server has all of it now.
     fn settle(&mut self) {
         self.base_length = self.length;
@@ -230,8 +236,7 @@ impl Content {
 
     /// It belongs under another name now: all of it is to be sent.
     pub(crate) fn replace_whole(&mut self) {
-        self.layout.base_length = u64::MAX;
-        self.layout.kept = 0;
+        self.layout.replace_whole();
     }
 
     /// Is every byte here?
@@ -248,6 +253,11 @@ impl Content {
     pub(crate) fn seal(&mut self) {
         self.sealed = Some(self.layout.length);
         self.promised = None;
+    }
+
+    /// The file beside which a note may lie: the one here, or an older one that it goes on from.
+    pub(crate) fn noted(&self) -> &Path {
+        self.promised().unwrap_or_else(|| self.path())
     }
 
     /// The file with a note that promises an older content, if it is another one.

@@ -264,11 +264,12 @@ impl Vfs {
     }
 
     /// The kernel tells of no handle any more. What it did not tell, as it was unmounted meanwhile,
-    /// is done now.
+    /// is done now, and what the server was not there for.
     pub fn release_all(&self) {
         for fh in self.handles.open_files() {
             self.release(fh);
         }
+        self.put_away_leftovers();
     }
 
     /// A new file that the server refused and that holds no byte: `touch` was told so, and there

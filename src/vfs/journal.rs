@@ -79,21 +79,31 @@ impl Note {
     pub(crate) fn new(server: String, path: &[u8], layout: Layout) -> Self {
         Self {
             server,
-            path: percent_encode(path, NON_ALPHANUMERIC).to_string(),
+            path: encode(path),
             base: None,
             mode: None,
             mtime: None,
             layout,
             may_be_partly_there: false,
-            written: UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64),
+            written: now(),
             yields_to: None,
         }
     }
 
     pub(crate) fn yielding_to(self, path: Option<&RemotePath>) -> Self {
-        let encode =
-            |path: &RemotePath| percent_encode(path.as_bytes(), NON_ALPHANUMERIC).to_string();
-        Self { yields_to: path.map(encode), ..self }
+        Self { yields_to: path.map(|path| encode(path.as_bytes())), ..self }
+    }
+
+    /// The name of a directory above it changed.
+    pub(crate) fn moved(self, path: &RemotePath) -> Self {
+        Self { path: encode(path.as_bytes()), ..self }
+    }
+
+    /// It belongs under another name now, over `base`: all of it is to be sent.
+    pub(crate) fn retargeted(mut self, path: &RemotePath, base: Option<Version>) -> Self {
+        self.layout.replace_whole();
+        self.may_be_partly_there = false;
+        self.moved(path).with_base(base)
     }
 
     pub(crate) fn yields_to(&self) -> Option<RemotePath> {
@@ -146,6 +156,25 @@ impl Note {
 /// know a file again whose size is the same.
 fn minute(seconds: i64) -> Timestamp {
     Timestamp { seconds, nanos: 0, precision: Precision::Minute }
+}
+
+/// Changes the note beside the local copy, if there is one; what it promises was promised before
+/// whatever was written since.
+pub(crate) fn amend(copy: &Path, change: impl FnOnce(Note) -> Note) -> io::Result<()> {
+    let text = match fs::read(note_of(copy)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        text => text?,
+    };
+    let note = change(serde_json::from_slice(&text)?);
+    Note { written: now(), ..note }.write(copy, Durability::Disk)
+}
+
+fn now() -> u64 {
+    UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64)
+}
+
+fn encode(path: &[u8]) -> String {
+    percent_encode(path, NON_ALPHANUMERIC).to_string()
 }
 
 /// The server has it: no note any more.
@@ -310,9 +339,8 @@ impl Mark {
         path: &RemotePath,
         owner: &RemotePath,
     ) -> Option<Self> {
-        let encode =
-            |path: &RemotePath| percent_encode(path.as_bytes(), NON_ALPHANUMERIC).to_string();
-        let text = MarkText { server, purpose, path: encode(path), owner: encode(owner) };
+        let [path_text, owner] = [path, owner].map(|path| encode(path.as_bytes()));
+        let text = MarkText { server, purpose, path: path_text, owner };
         let write = || -> io::Result<Self> {
             let mut file = tempfile::Builder::new().prefix(MARK).tempfile_in(dir)?;
             file.as_file().lock()?;

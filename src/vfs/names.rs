@@ -12,7 +12,7 @@ use super::error::{Error, Result};
 use super::files::{new_item, now_stamp};
 use super::handles::Shared;
 use super::journal::Purpose;
-use super::replace::{beside, move_once, remove_quietly, replace};
+use super::replace::{beside, move_once, remove_if_possible, replace};
 use super::staging::{Staged, Urgency};
 use super::tree::Ino;
 use super::{Found, Vfs};
@@ -88,8 +88,8 @@ impl Vfs {
             if item.is_unsent {
                 let path = self.child_path(parent, name)?;
                 self.forsake_after(ino, |may_be_there| {
-                    if may_be_there {
-                        remove_quietly(&self.pool, &path);
+                    if may_be_there && let Err(error) = remove_if_possible(&self.pool, &path) {
+                        log::warn!("a part of {path} may stay on the server: {error}");
                     }
                 });
                 self.drop_name(parent, name);
@@ -185,7 +185,7 @@ impl Vfs {
         let replaced = replaced.and_then(|ino| Some((ino, self.handles.staged(ino)?)));
         let held = replaced.as_ref().map(|(_, staged)| staged.hold());
         if let Some((_, staged)) = &replaced {
-            staged.yield_to(&self.pool, &destination, Some(&source))?;
+            staged.yield_to(Some(&source))?;
         }
         let over_file = target.as_ref().is_some_and(|item| item.entry.kind != Kind::Directory);
         self.move_on_server(from, &source, &destination, over_file).inspect_err(|_| {
@@ -193,7 +193,7 @@ impl Vfs {
             self.cache.expire(from.0);
             self.cache.expire(to.0);
             if let Some((_, staged)) = &replaced
-                && let Err(error) = staged.yield_to(&self.pool, &destination, None)
+                && let Err(error) = staged.yield_to(None)
             {
                 log::warn!("the note of what is unsent of {destination} is old: {error}");
             }
@@ -245,7 +245,7 @@ impl Vfs {
                 base = Some(Version::of(target));
             }
         }
-        staged.retarget(&self.pool, base, || {
+        staged.retarget(base, || {
             self.tree().relink(from, to);
             self.path(ino)
         })?;
@@ -283,7 +283,7 @@ impl Vfs {
             if self.tree().is_within(ino, directory)
                 && let Ok(path) = self.path(ino)
             {
-                staged.renote(&self.pool, &path);
+                staged.renote(&path);
             }
         }
     }

@@ -13,7 +13,7 @@ use super::files::new_item;
 use super::journal::{self, LeftBehind, Leftover, Purpose, damaged, left_behind, leftovers};
 use super::names::conflict_name;
 use super::policy::OnConflict;
-use super::replace::{is_there, move_once, remove_quietly};
+use super::replace::{is_there, move_once, remove_if_possible};
 use super::staging::{Staged, Traces, Urgency};
 use super::tree::{Ino, ROOT};
 use super::{Pending, lock};
@@ -170,23 +170,30 @@ impl Vfs {
         self.unstage(ino);
     }
 
+    /// What could not be put away on the server when its time had come, as the server was not there.
+    pub(super) fn put_away_leftovers(&self) {
+        for leftover in leftovers(&self.options.staging_dir, &self.pool.server_name()) {
+            self.put_away(leftover);
+        }
+    }
+
     fn put_away(&self, leftover: Leftover) {
         if let Err(error) = self.try_to_put_away(leftover) {
-            log::info!("a file of an earlier mount stays on the server: {error}");
+            log::info!("a file of our own stays on the server: {error}");
         }
     }
 
     fn try_to_put_away(&self, leftover: Leftover) -> Result<()> {
         let Leftover { path, owner, purpose, .. } = &leftover;
         match purpose {
-            Purpose::Scratch => remove_quietly(&self.pool, path),
+            Purpose::Scratch => remove_if_possible(&self.pool, path)?,
             // The name was free when the process ended: the old file goes back to it.
             Purpose::Aside if self.pool.look(owner)? == Look::Absent => {
                 if move_once(&self.pool, path, owner)?.is_ok() {
                     log::warn!("{owner}, moved aside by an earlier mount, has its name again");
                 }
             }
-            Purpose::Aside => remove_quietly(&self.pool, path),
+            Purpose::Aside => remove_if_possible(&self.pool, path)?,
         }
         leftover.strike();
         Ok(())

@@ -99,25 +99,24 @@ pub(crate) fn is_there(pool: &Pool, path: &RemotePath) -> Result<bool> {
     Ok(entries.iter().any(|entry| entry.name.as_ref() == name))
 }
 
-/// Removes a file of our own. Where the server cannot be asked, the next mount does.
+/// Removes a file of our own. Where the server cannot be asked, the end of the mount or the next
+/// one does.
 pub(crate) fn put_away(pool: &Pool, path: &RemotePath, mark: Option<Mark>) {
-    match pool.ask(|session| session.remove_file(path)) {
-        Ok(()) => {}
-        Err(ftp::Error::Refused(reply)) => log::info!("{path} could not be removed: {reply}"),
-        Err(error) => {
-            log::info!("{path} could not be removed yet: {error}");
-            if let Some(mark) = mark {
-                mark.leave();
-            }
+    if let Err(error) = remove_if_possible(pool, path) {
+        log::info!("{path} could not be removed yet: {error}");
+        if let Some(mark) = mark {
+            mark.leave();
         }
     }
 }
 
-/// Removes a file; one that stays behind is only clutter.
-pub(crate) fn remove_quietly(pool: &Pool, path: &RemotePath) {
-    if let Err(error) = pool.ask(|session| session.remove_file(path)) {
-        log::info!("{path} could not be removed: {error}");
+/// Removes a file; one that the server wants to keep is only clutter.
+pub(crate) fn remove_if_possible(pool: &Pool, path: &RemotePath) -> Result<()> {
+    match pool.ask(|session| session.remove_file(path)) {
+        Err(ftp::Error::Refused(reply)) => log::info!("{path} could not be removed: {reply}"),
+        removed => removed?,
     }
+    Ok(())
 }
 
 #[cfg(test)]

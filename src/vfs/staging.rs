@@ -247,19 +247,13 @@ impl Staged {
 
     /// `from` is about to be renamed to the name, or (`None`) could not be. A kill in between must
     /// not bring back what is replaced.
-    pub(crate) fn yield_to(
-        &self,
-        pool: &Pool,
-        path: &RemotePath,
-        from: Option<&RemotePath>,
-    ) -> Result<()> {
+    pub(crate) fn yield_to(&self, from: Option<&RemotePath>) -> Result<()> {
         let mut state = self.lock();
-        if !state.is_noted() {
-            return Ok(());
-        }
-        state.yields_to = from.cloned();
         // What could not be noted is not done either: no later note may tell of it.
-        state.note(pool, path, Durability::Disk).inspect_err(|_| state.yields_to = None)
+        state.yields_to = None;
+        state.amend_note(|note| note.yielding_to(from))?;
+        state.yields_to = from.cloned();
+        Ok(())
     }
 
     /// Nothing is sent while the value lives.
@@ -272,7 +266,6 @@ impl Staged {
     /// nothing is sent.
     pub(crate) fn retarget(
         &self,
-        pool: &Pool,
         base: Option<Version>,
         rename: impl FnOnce() -> Result<RemotePath>,
     ) -> Result<()> {
@@ -284,14 +277,13 @@ impl Staged {
         state.content.replace_whole();
         // What was sent ahead lies beside the old name.
         state.stop_sender();
-        if state.is_noted() { state.note(pool, &path, Durability::Disk) } else { Ok(()) }
+        state.amend_note(|note| note.retargeted(&path, base))
     }
 
     /// The directory above was renamed: a note must tell the new path.
-    pub(crate) fn renote(&self, pool: &Pool, path: &RemotePath) {
-        let mut state = self.lock();
-        if state.is_noted() {
-            state.note_or_warn(pool, path, Durability::Disk);
+    pub(crate) fn renote(&self, path: &RemotePath) {
+        if let Err(error) = self.lock().amend_note(|note| note.moved(path)) {
+            log::warn!("{path} is unsent, and its note tells an older path: {error}");
         }
     }
 

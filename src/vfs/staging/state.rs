@@ -81,9 +81,13 @@ impl State {
         self.is_changed && !self.is_unlinked
     }
 
-    /// Is there a note of it, which others are to find?
-    pub(super) fn is_noted(&self) -> bool {
-        self.is_dirty() && (self.is_promised || self.last_error.is_some())
+    /// Changes what is promised on the disk, if something is; what was written since the promise
+    /// stays out of it.
+    pub(super) fn amend_note(&self, change: impl FnOnce(Note) -> Note) -> Result<()> {
+        if !self.is_dirty() {
+            return Ok(());
+        }
+        Ok(journal::amend(self.content.noted(), change)?)
     }
 
     /// A change of content: it ends a time set before it (utimensat, then write).
