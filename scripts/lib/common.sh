@@ -39,6 +39,14 @@ need_cargo() {
   die "cargo is missing: install Rust 1.89 or newer, https://rustup.rs"
 }
 
+# work_directory NAME: a new WORK, which the servers' user may enter. What ftpfs keeps of its user it
+# keeps there, not in the home directory of whoever runs the tests.
+work_directory() {
+  WORK=$(mktemp -d "${TMPDIR:-/tmp}/ftpfs-$1-XXXXXX") || die "cannot make a directory to work in"
+  chmod 755 "$WORK"
+  export XDG_CACHE_HOME=$WORK/cache XDG_STATE_HOME=$WORK/state
+}
+
 # A FUSE device that may be opened?
 has_fuse() { : 2>/dev/null <>/dev/fuse; }
 
