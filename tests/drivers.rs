@@ -150,6 +150,8 @@ pub fn options(ttl: Duration, staging: &Path) -> Options {
         staging_dir: staging.to_owned(),
         writing: vfs::WritePolicy::default(),
         read_ahead: ReadAhead::Auto,
+        memory: Options::MEMORY,
+        cache_dir: None,
     }
 }
 

@@ -12,6 +12,8 @@
 mod append;
 mod attr;
 mod attributes;
+mod blocks;
+mod cached;
 mod commit;
 mod compare;
 mod content;
@@ -23,6 +25,8 @@ mod handles;
 mod journal;
 mod listing;
 mod names;
+mod pages;
+mod pin;
 mod policy;
 mod prefetch;
 mod ranges;
@@ -44,10 +48,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 pub use attr::{Attr, Mtime};
 pub use attributes::{Changes, When};
+pub use blocks::CacheReport;
 pub use error::{Error, Result};
 pub use files::Opened;
 pub use handles::Access;
 pub use names::RenameMode;
+pub use pin::{Pinned, Pinning};
 pub use policy::{OnConflict, UploadMode, WritePolicy};
 pub use prefetch::ReadAhead;
 pub use recovery::{LeftOver, TakenUp, forget_left_over, left_over};
@@ -56,9 +62,11 @@ pub use shelf::AheadBytes;
 pub use tree::{Ino, ROOT};
 
 use attr::{Ownership, Shown};
+use blocks::Blocks;
 use dircache::{DirCache, Fresh};
 use handles::{Handles, OpenDirectory, Unstaged};
 use journal::Marks;
+use pages::Pages;
 use prefetch::{Parts, Prefetch};
 use refresh::Absent;
 use replace::is_own_name;
@@ -91,6 +99,33 @@ pub struct Options {
     pub writing: WritePolicy,
     /// Work ahead of those who walk through the tree.
     pub read_ahead: ReadAhead,
+    /// The most bytes of contents of files in memory, beyond what the kernel keeps: fetched ahead,
+    /// read lately by open files, and on the way to the disk.
+    pub memory: usize,
+    /// Where contents are kept across mounts. The bound is that of [`WritePolicy::cache_size`].
+    pub cache_dir: Option<PathBuf>,
+}
+
+impl Options {
+    /// 32 MiB for what is fetched ahead, and as much for open files: four that are read at full
+    /// speed with windows of 4 MiB, and as much again for those that rest.
+    pub const MEMORY: usize = 64 * 1024 * 1024;
+}
+
+/// The shares in [`Options::memory`].
+struct Memory {
+    ahead: usize,
+    readers: usize,
+    unwritten: usize,
+}
+
+impl Memory {
+    fn of(options: &Options) -> Self {
+        // 8 MiB of 64: at 1 GiB/s that bridges 8 ms, the pauses of a disk that keeps up.
+        let unwritten = if options.cache_dir.is_some() { options.memory / 8 } else { 0 };
+        let half = (options.memory - unwritten) / 2;
+        Self { ahead: half, readers: half, unwritten }
+    }
 }
 
 /// A file that is not on the server yet.
@@ -126,6 +161,8 @@ pub struct Vfs {
     handles: Arc<Handles>,
     prefetch: Prefetch,
     absent: Absent,
+    pages: Pages,
+    blocks: Option<Arc<Blocks>>,
     room: Arc<Room>,
     marks: Marks,
     queue: Arc<Queue>,
@@ -141,13 +178,22 @@ impl Vfs {
         // A load may retry on a second connection, each within the time-out at every step:
         // waiting for somebody else's load four times as long means that it hangs.
         let patience = pool.timeout() * 4;
+        let memory = Memory::of(&options);
+        let open = |dir: &PathBuf| {
+            let (staging, cap) = (&options.staging_dir, options.writing.cache_size);
+            Blocks::open(dir, pool.server_name(), staging, cap, memory.unwritten).map(Arc::new)
+        };
+        let blocks = options.cache_dir.as_ref().map(open).transpose()?;
+        let room = Room::new(&options.staging_dir, options.writing.cache_size, blocks.clone());
         let parts = Parts {
             pool: Arc::clone(&pool),
             base: pool.base(),
             tree: Arc::new(Mutex::new(Tree::new())),
             cache: Arc::new(DirCache::new(options.ttl, patience)),
-            handles: Arc::default(),
+            handles: Arc::new(Handles::new(memory.readers)),
             ttl: options.ttl,
+            memory: memory.ahead,
+            blocks: blocks.clone(),
         };
         Ok(Self {
             ownership,
@@ -158,7 +204,9 @@ impl Vfs {
             handles: Arc::clone(&parts.handles),
             prefetch: Prefetch::new(parts, options.read_ahead),
             absent: Absent::default(),
-            room: Arc::new(Room::new(&options.staging_dir, options.writing.cache_size)),
+            pages: Pages::default(),
+            blocks,
+            room: Arc::new(room),
             marks: Marks { dir: options.staging_dir.clone(), server: pool.server_name() },
             queue: Arc::default(),
             taken_up: Mutex::default(),
@@ -175,6 +223,18 @@ impl Vfs {
     /// What was read before it was asked for.
     pub fn ahead(&self) -> AheadBytes {
         self.prefetch.counted()
+    }
+
+    /// What is kept on the disk for reading, if anything.
+    pub fn cache_report(&self) -> Option<CacheReport> {
+        self.blocks.as_ref().map(|blocks| blocks.report())
+    }
+
+    /// Returns when what was read until now is in the cache.
+    pub fn settle_cache(&self) {
+        if let Some(blocks) = &self.blocks {
+            blocks.settle();
+        }
     }
 
     /// The entry of a name. Counts as one look-up of its inode. An absent name is an error only
