@@ -195,6 +195,7 @@ fn finish(vfs: &Vfs, sent: vfs::Result<()>) -> Result<(), Failure> {
 
 /// What is unsent stays on the local disk, as the user wished.
 fn leave_unsent(vfs: &Vfs) -> Result<(), Failure> {
+    vfs.settle_cache();
     let kept = vfs.keep_unsent();
     vfs.pool().close();
     for pending in kept {

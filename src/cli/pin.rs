@@ -23,8 +23,7 @@ pub(crate) fn run(arguments: &PinArguments) -> Result<(), Failure> {
     let mut line =
         control::line_to(&mountpoint).ok_or_else(|| Failure::new(Status::MountPoint, silent()))?;
     let path = path.as_os_str().as_bytes().to_vec();
-    let request =
-        if arguments.remove { Request::Unpin { path } } else { Request::Pin { path } };
+    let request = if arguments.remove { Request::Unpin { path } } else { Request::Pin { path } };
     let lost = |error: io::Error| Failure::other(format!("{}: {error}", silent()));
     match hear_pin(&mut line, request).map_err(lost)? {
         Some((0, _)) => Ok(()),

@@ -182,12 +182,7 @@ impl Blocks {
     }
 
     /// Blocks are written now; false if there is no room.
-    pub(crate) fn keep_now(
-        &self,
-        file: &BlockFile,
-        first: u64,
-        bytes: &[u8],
-    ) -> io::Result<bool> {
+    pub(crate) fn keep_now(&self, file: &BlockFile, first: u64, bytes: &[u8]) -> io::Result<bool> {
         let stamp = now_millis();
         if !self.shared.has_room(bytes.len() as u64, file.local()) {
             return Ok(false);

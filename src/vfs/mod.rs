@@ -42,6 +42,7 @@ mod tree;
 mod window;
 mod writeback;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -163,6 +164,8 @@ pub struct Vfs {
     absent: Absent,
     pages: Pages,
     blocks: Option<Arc<Blocks>>,
+    /// Names held for what was pinned through this mount. Leaf lock.
+    pinned: Mutex<HashMap<RemotePath, Vec<Ino>>>,
     room: Arc<Room>,
     marks: Marks,
     queue: Arc<Queue>,
@@ -206,6 +209,7 @@ impl Vfs {
             absent: Absent::default(),
             pages: Pages::default(),
             blocks,
+            pinned: Mutex::default(),
             room: Arc::new(room),
             marks: Marks { dir: options.staging_dir.clone(), server: pool.server_name() },
             queue: Arc::default(),

@@ -32,6 +32,15 @@ pub struct Pinned {
     pub first: Option<(String, String)>,
 }
 
+/// One pinning.
+struct Run<'a> {
+    blocks: &'a Blocks,
+    pinned: Pinned,
+    /// Names that are not to be forgotten.
+    held: &'a mut Vec<Ino>,
+    told: &'a dyn Fn(Pinning),
+}
+
 /// What became of one file.
 enum Outcome {
     Here,
@@ -44,19 +53,27 @@ impl Vfs {
     /// relative to the mount; `told` hears how far it is.
     pub fn pin(&self, path: &[u8], told: &dyn Fn(Pinning)) -> Result<Pinned> {
         let blocks = self.require_cache()?;
-        // Held, so that nothing on the way is forgotten meanwhile.
+        // Held as long as it is pinned, with all directories below: without their names the
+        // listings would go, and without those nothing is found while the server is away.
         let mut held = Vec::new();
         let result = self.walk(path, &mut held, &mut Vec::new()).and_then(|(ino, kind)| {
+            let place = self.path(ino)?;
             // Before anything is fetched, so that nothing of it goes again.
-            blocks.pin(&self.path(ino)?)?;
-            let mut pinned = Pinned::default();
-            self.pin_below(blocks, ino, kind, &mut pinned, told)?;
-            Ok(pinned)
+            blocks.pin(&place)?;
+            let mut run = Run { blocks, pinned: Pinned::default(), held: &mut held, told };
+            self.pin_below(&mut run, ino, kind)?;
+            Ok((place, run.pinned))
         });
-        for ino in held {
-            self.forget(ino, 1);
-        }
-        result
+        let (place, pinned) = match result {
+            Ok((place, pinned)) => (Some(place), Ok(pinned)),
+            Err(error) => (None, Err(error)),
+        };
+        let no_longer = match place {
+            Some(place) => lock(&self.pinned).insert(place, held).unwrap_or_default(),
+            None => held,
+        };
+        no_longer.into_iter().for_each(|ino| self.forget(ino, 1));
+        pinned
     }
 
     /// What was pinned may go again. Nothing is asked of the server.
@@ -66,31 +83,32 @@ impl Vfs {
         for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
             pinned = pinned.join(name)?;
         }
-        if blocks.unpin(&pinned)? { Ok(()) } else { Err(Error::NotFound) }
+        let was_there = blocks.unpin(&pinned)?;
+        let no_longer = lock(&self.pinned).remove(&pinned).unwrap_or_default();
+        no_longer.into_iter().for_each(|ino| self.forget(ino, 1));
+        if was_there { Ok(()) } else { Err(Error::NotFound) }
     }
 
     fn require_cache(&self) -> Result<&Blocks> {
         self.blocks.as_deref().ok_or(Error::Unsupported)
     }
 
-    fn pin_below(
-        &self,
-        blocks: &Blocks,
-        ino: Ino,
-        kind: Kind,
-        pinned: &mut Pinned,
-        told: &dyn Fn(Pinning),
-    ) -> Result<()> {
+    fn pin_below(&self, run: &mut Run<'_>, ino: Ino, kind: Kind) -> Result<()> {
         match kind {
-            Kind::File => self.pin_file(blocks, ino, pinned, told),
+            Kind::File => self.pin_file(run, ino),
             // A link leads to what is pinned or not by itself.
             Kind::Symlink | Kind::Special => Ok(()),
             Kind::Directory => {
                 let fresh = self.listing(ino, Instant::now())?;
                 for (name, shown) in fresh.listing.rows(0) {
                     let child = self.tree().intern(ino, name, 1);
-                    let done = self.pin_below(blocks, child, shown.kind, pinned, told);
-                    self.forget(child, 1);
+                    if shown.kind == Kind::Directory {
+                        run.held.push(child);
+                    }
+                    let done = self.pin_below(run, child, shown.kind);
+                    if shown.kind != Kind::Directory {
+                        self.forget(child, 1);
+                    }
                     done?;
                 }
                 Ok(())
@@ -98,13 +116,8 @@ impl Vfs {
         }
     }
 
-    fn pin_file(
-        &self,
-        blocks: &Blocks,
-        ino: Ino,
-        pinned: &mut Pinned,
-        told: &dyn Fn(Pinning),
-    ) -> Result<()> {
+    fn pin_file(&self, run: &mut Run<'_>, ino: Ino) -> Result<()> {
+        let Run { blocks, pinned, told, .. } = run;
         let access = Access { read: true, write: false, append: false };
         let before = pinned.here;
         let opened = match self.open(ino, access, false) {
@@ -136,12 +149,7 @@ impl Vfs {
     }
 
     /// Puts all blocks of an open file into the cache, and has the server prove them.
-    fn fetch_whole(
-        &self,
-        blocks: &Blocks,
-        fh: u64,
-        came: &mut dyn FnMut(u64),
-    ) -> Result<Outcome> {
+    fn fetch_whole(&self, blocks: &Blocks, fh: u64, came: &mut dyn FnMut(u64)) -> Result<Outcome> {
         let file = self.handles.file(fh)?;
         if self.handles.staged(file.ino).is_some_and(|staged| staged.is_dirty()) {
             return Ok(Outcome::LeftOut("it is not on the server yet"));

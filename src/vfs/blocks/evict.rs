@@ -31,11 +31,7 @@ pub(crate) fn all(dir: &Path) -> io::Result<Vec<Kept>> {
 
 /// Those that go so that `bytes` become free: what was used longest ago first, nothing that is to
 /// `stay`.
-pub(crate) fn victims(
-    mut all: Vec<Kept>,
-    bytes: u64,
-    stay: impl Fn(&Path) -> bool,
-) -> Vec<Kept> {
+pub(crate) fn victims(mut all: Vec<Kept>, bytes: u64, stay: impl Fn(&Path) -> bool) -> Vec<Kept> {
     all.sort_by(|a, b| (a.used, &a.path).cmp(&(b.used, &b.path)));
     let mut freed = 0;
     let mut victims = Vec::new();

@@ -102,17 +102,21 @@ impl BlockFile {
         let range = self.layout.range(span.start).start..self.layout.range(span.end - 1).end;
         let mut bytes = vec![0; usize::try_from(range.end - range.start).ok()?];
         let at = self.layout.block_at(span.start);
-        if read_up_to(file, &mut bytes, at).ok()? < bytes.len() {
-            return None;
-        }
+        let length = read_up_to(file, &mut bytes, at).ok()?;
+        let mut is_whole = true;
         let blocks = bytes.chunks(BLOCK as usize);
-        for ((block, part), entry) in span.zip(blocks).zip(entries) {
-            if self.layout.entry(block, part, entry.stamp) != entry {
-                log::warn!("a block of {} in the cache is damaged", self.local.display());
-                // Fetched anew, it will be kept again.
-                let _ = file.write_all_at(&[0; ENTRY], self.layout.entry_at(block));
-                return None;
+        for ((block, part), entry) in span.clone().zip(blocks).zip(entries) {
+            let end = (block - span.start) * BLOCK + part.len() as u64;
+            if length as u64 >= end && self.layout.entry(block, part, entry.stamp) == entry {
+                continue;
             }
+            is_whole = false;
+            log::warn!("a block of {} in the cache is damaged", self.local.display());
+            // Fetched anew, it will be kept again.
+            let _ = file.write_all_at(&[0; ENTRY], self.layout.entry_at(block));
+        }
+        if !is_whole {
+            return None;
         }
         Some(Found { bytes, newest })
     }
@@ -258,6 +262,7 @@ mod tests {
             local.set_len(length).unwrap();
             assert!(file.read(0..3).is_none(), "{length}");
             let again = BlockFile::new(dir.path(), layout(SIZE as u64, 1));
+            assert!(again.read(0..3).is_none(), "{length}");
             again.put(0, &all, 9).unwrap();
             assert_eq!(again.read(0..3).unwrap().bytes, all, "{length}");
         }

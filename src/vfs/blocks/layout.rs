@@ -11,8 +11,8 @@ use std::ops::Range;
 use ring::digest;
 
 use super::checksum::xxh64;
-use crate::vfs::attr::Version;
 use crate::ftp::{Precision, Timestamp};
+use crate::vfs::attr::Version;
 
 /// The unit that is kept or not: what a server sends before it hears of us again (the first window
 /// of TCP), and so the least that a reader takes from a transfer. The kernel's requests, 128 KiB
@@ -259,9 +259,8 @@ mod tests {
     #[test]
     fn only_what_no_later_change_can_look_like_is_settled() {
         let listed = 1_000_000_000;
-        let settled = |ago: i64, precision| {
-            is_settled(&version(Some(1), listed - ago, precision), listed)
-        };
+        let settled =
+            |ago: i64, precision| is_settled(&version(Some(1), listed - ago, precision), listed);
         assert!(!settled(61, Precision::Second) && settled(62, Precision::Second));
         assert!(!settled(3600, Precision::Minute) && settled(86_400, Precision::Minute));
         assert!(!settled(86_400, Precision::Day) && settled(3 * 86_400, Precision::Day));

@@ -115,7 +115,11 @@ mod tests {
     #[test]
     fn a_pin_covers_what_is_below_it() {
         let pins = [b"s\n/a/b".to_vec(), b"t\n/".to_vec()];
-        assert!(covers(&pins, b"s\n/a/b") && covers(&pins, b"s\n/a/b/c") && covers(&pins, b"t\n/q"));
-        assert!(!covers(&pins, b"s\n/a/bc") && !covers(&pins, b"s\n/a") && !covers(&pins, b"u\n/q"));
+        assert!(
+            covers(&pins, b"s\n/a/b") && covers(&pins, b"s\n/a/b/c") && covers(&pins, b"t\n/q")
+        );
+        assert!(
+            !covers(&pins, b"s\n/a/bc") && !covers(&pins, b"s\n/a") && !covers(&pins, b"u\n/q")
+        );
     }
 }
