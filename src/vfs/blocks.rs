@@ -6,6 +6,7 @@
 //!
 //! Right or absent: see `layout` for what counts, and `cached` for when.
 
+mod buffers;
 mod checksum;
 mod evict;
 mod file;
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 pub(crate) use file::BlockFile;
 pub(crate) use layout::{Layout, is_settled};
 
+use buffers::Buffers;
 use evict::{Kept, victims};
 use layout::{name_of, text_of};
 use pins::{Pins, covers};
@@ -88,6 +90,7 @@ struct Shared {
     promised: AtomicU64,
     hits: AtomicU64,
     misses: AtomicU64,
+    buffers: Buffers,
     /// Leaf lock.
     queue: Mutex<Queue>,
     /// Signalled when there is something to write, when it is written, and at the end.
@@ -97,6 +100,9 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Queue {
     jobs: VecDeque<Job>,
+    /// How many there ever were, and how many of these are done with.
+    given: u64,
+    written: u64,
     /// Of them, and of the one that is being written.
     bytes: usize,
     /// The most of them.
@@ -142,6 +148,7 @@ impl Blocks {
             promised: AtomicU64::new(0),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
+            buffers: Buffers::default(),
             queue: Mutex::new(Queue { most: memory, ..Queue::default() }),
             changed: Condvar::new(),
         });
@@ -164,20 +171,22 @@ impl Blocks {
 
     /// Blocks that just came are written, soon; if the disk does not keep up, they are not.
     pub(crate) fn keep(&self, file: &Arc<BlockFile>, first: u64, bytes: &[u8]) {
-        let stamp = now_millis();
-        {
-            let mut queue = self.shared.lock();
-            queue.is_jammed &= queue.bytes > queue.most / 2;
-            queue.is_jammed |= queue.bytes + bytes.len() > queue.most;
-            let is_full = queue.full_since.is_some_and(|since| since.elapsed() < FULL);
-            if queue.is_jammed || queue.is_closed || is_full {
-                return;
-            }
-            queue.bytes += bytes.len();
+        let mut copy = self.shared.buffers.take();
+        let mut queue = self.shared.lock();
+        queue.is_jammed &= queue.bytes > queue.most / 2;
+        queue.is_jammed |= queue.bytes + bytes.len() > queue.most;
+        let is_full = queue.full_since.is_some_and(|since| since.elapsed() < FULL);
+        if queue.is_jammed || is_full {
+            drop(queue);
+            return self.shared.buffers.give_back(copy);
         }
-        // Copied without the lock: others read meanwhile.
-        let job = Job { file: Arc::clone(file), first, bytes: bytes.to_vec(), stamp };
-        self.shared.lock().jobs.push_back(job);
+        copy.clear();
+        copy.extend_from_slice(bytes);
+        queue.bytes += bytes.len();
+        queue.given += 1;
+        let stamp = now_millis();
+        queue.jobs.push_back(Job { file: Arc::clone(file), first, bytes: copy, stamp });
+        drop(queue);
         self.shared.changed.notify_all();
     }
 
@@ -193,9 +202,15 @@ impl Blocks {
     /// Returns when everything that was given so far is written.
     pub(crate) fn settle(&self) {
         let mut queue = self.shared.lock();
-        while queue.bytes > 0 {
+        let given = queue.given;
+        while queue.written < given {
             queue = self.shared.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Room for blocks that are read.
+    pub(crate) fn buffers(&self) -> &Buffers {
+        &self.shared.buffers
     }
 
     /// So many bytes were read from here.
@@ -295,8 +310,7 @@ impl Shared {
                 loop {
                     match queue.jobs.pop_front() {
                         Some(job) => break job,
-                        // One that is being copied comes yet.
-                        None if queue.is_closed && queue.bytes == 0 => return,
+                        None if queue.is_closed => return,
                         None => {}
                     }
                     queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
@@ -308,8 +322,10 @@ impl Shared {
             }
             let mut queue = self.lock();
             queue.bytes -= job.bytes.len();
+            queue.written += 1;
             queue.full_since = if has_room { None } else { Some(Instant::now()) };
             drop(queue);
+            self.buffers.give_back(job.bytes);
             self.changed.notify_all();
         }
     }

@@ -15,7 +15,7 @@ use std::time::SystemTime;
 
 use super::Vfs;
 use super::attr::Version;
-use super::blocks::{BlockFile, Blocks, is_settled, millis, now_millis};
+use super::blocks::{BlockFile, Blocks, CacheReport, is_settled, millis, now_millis};
 use super::dircache::Item;
 use super::error::Result;
 use super::handles::OpenFile;
@@ -73,6 +73,18 @@ impl Cached {
 }
 
 impl Vfs {
+    /// What is kept on the disk for reading, if anything.
+    pub fn cache_report(&self) -> Option<CacheReport> {
+        self.blocks.as_ref().map(|blocks| blocks.report())
+    }
+
+    /// Returns when what was read until now is in the cache.
+    pub fn settle_cache(&self) {
+        if let Some(blocks) = &self.blocks {
+            blocks.settle();
+        }
+    }
+
     /// For a file opened to be read only: what the kernel may keep of it, and what is in the
     /// cache.
     pub(super) fn sources(
@@ -141,10 +153,12 @@ impl Vfs {
             let from = usize::try_from(offset - range.start).unwrap_or(usize::MAX).min(bytes.len());
             from..from.saturating_add(length).min(bytes.len())
         };
-        if let Some(bytes) = self.find_blocks(cached, file, &span, &range)? {
+        if let Some(bytes) = self.find_blocks((blocks, cached), file, &span, &range)? {
             let part = part(&bytes);
             blocks.count_hit(part.len());
-            return Ok(take(bytes.get(part).unwrap_or_default()));
+            let taken = take(bytes.get(part).unwrap_or_default());
+            blocks.buffers().give_back(bytes);
+            return Ok(taken);
         }
         let wanted = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let mut reader = file.reader.lock().unwrap_or_else(PoisonError::into_inner);
@@ -164,7 +178,7 @@ impl Vfs {
     /// The blocks, if they are all here and of the handle's version.
     fn find_blocks(
         &self,
-        cached: &Cached,
+        (blocks, cached): (&Blocks, &Cached),
         file: &OpenFile,
         span: &Range<u64>,
         range: &Range<u64>,
@@ -177,7 +191,11 @@ impl Vfs {
                 return Ok(None);
             }
         }
-        let Some(found) = cached.file.read(span.clone()) else { return Ok(None) };
+        if !cached.file.has(span) {
+            return Ok(None);
+        }
+        let buffer = blocks.buffers().take();
+        let Some(found) = cached.file.read(span.clone(), buffer) else { return Ok(None) };
         if cached.is_proven(found.newest) {
             return Ok(Some(found.bytes));
         }

@@ -24,6 +24,7 @@ mod grace;
 mod handles;
 mod journal;
 mod listing;
+mod memory;
 mod names;
 mod pages;
 mod pin;
@@ -67,6 +68,7 @@ use blocks::Blocks;
 use dircache::{DirCache, Fresh};
 use handles::{Handles, OpenDirectory, Unstaged};
 use journal::Marks;
+use memory::Memory;
 use pages::Pages;
 use prefetch::{Parts, Prefetch};
 use refresh::Absent;
@@ -105,28 +107,6 @@ pub struct Options {
     pub memory: usize,
     /// Where contents are kept across mounts. The bound is that of [`WritePolicy::cache_size`].
     pub cache_dir: Option<PathBuf>,
-}
-
-impl Options {
-    /// 32 MiB for what is fetched ahead, and as much for open files: four that are read at full
-    /// speed with windows of 4 MiB, and as much again for those that rest.
-    pub const MEMORY: usize = 64 * 1024 * 1024;
-}
-
-/// The shares in [`Options::memory`].
-struct Memory {
-    ahead: usize,
-    readers: usize,
-    unwritten: usize,
-}
-
-impl Memory {
-    fn of(options: &Options) -> Self {
-        // 8 MiB of 64: at 1 GiB/s that bridges 8 ms, the pauses of a disk that keeps up.
-        let unwritten = if options.cache_dir.is_some() { options.memory / 8 } else { 0 };
-        let half = (options.memory - unwritten) / 2;
-        Self { ahead: half, readers: half, unwritten }
-    }
 }
 
 /// A file that is not on the server yet.
@@ -227,18 +207,6 @@ impl Vfs {
     /// What was read before it was asked for.
     pub fn ahead(&self) -> AheadBytes {
         self.prefetch.counted()
-    }
-
-    /// What is kept on the disk for reading, if anything.
-    pub fn cache_report(&self) -> Option<CacheReport> {
-        self.blocks.as_ref().map(|blocks| blocks.report())
-    }
-
-    /// Returns when what was read until now is in the cache.
-    pub fn settle_cache(&self) {
-        if let Some(blocks) = &self.blocks {
-            blocks.settle();
-        }
     }
 
     /// The entry of a name. Counts as one look-up of its inode. An absent name is an error only

@@ -169,7 +169,10 @@ impl Vfs {
             let span = layout.span(at, usize::try_from(STEP).unwrap_or(usize::MAX));
             let end = layout.range(span.end.saturating_sub(1)).end;
             // Read, not only looked up: one that is damaged is fetched again.
-            if here.read(span.clone()).is_none() {
+            let found = here.read(span.clone(), blocks.buffers().take());
+            if let Some(found) = found {
+                blocks.buffers().give_back(found.bytes);
+            } else {
                 let wanted = usize::try_from(end - at).unwrap_or(usize::MAX);
                 let from = usize::try_from(at).unwrap_or(usize::MAX);
                 let part = || ahead?.get(from..from.saturating_add(wanted));

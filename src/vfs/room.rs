@@ -64,9 +64,18 @@ impl Room {
         if room < bytes {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
-        self.left.store(room.min(ROUND), Ordering::Relaxed);
+        self.left.store(room.min(self.round()).max(bytes), Ordering::Relaxed);
         self.tell_promised();
         Ok(())
+    }
+
+    /// How much is written between two looks. What is promised here is lost to blocks: of a small
+    /// cap only a little.
+    fn round(&self) -> u64 {
+        match (self.cap, &self.blocks) {
+            (Some(cap), Some(_)) => ROUND.min(cap / 16),
+            _ => ROUND,
+        }
     }
 
     /// What may be written here before the next look is not there for blocks.

@@ -94,13 +94,13 @@ impl BlockFile {
         self.file.get().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// All of these blocks, if they are here and whole.
-    pub(crate) fn read(&self, span: Range<u64>) -> Option<Found> {
+    /// All of these blocks, if they are here and whole, in `bytes`.
+    pub(crate) fn read(&self, span: Range<u64>, mut bytes: Vec<u8>) -> Option<Found> {
         let file = self.file.get()?;
         let entries = self.entries(file, &span)?;
         let newest = entries.iter().map(|entry| entry.stamp).max()?;
         let range = self.layout.range(span.start).start..self.layout.range(span.end - 1).end;
-        let mut bytes = vec![0; usize::try_from(range.end - range.start).ok()?];
+        bytes.resize(usize::try_from(range.end - range.start).ok()?, 0);
         let at = self.layout.block_at(span.start);
         let length = read_up_to(file, &mut bytes, at).ok()?;
         let mut is_whole = true;
@@ -144,16 +144,23 @@ impl BlockFile {
             // Evicted, or replaced by another version: it would take room that nobody counts.
             return Err(io::ErrorKind::NotFound.into());
         }
-        for (block, part) in (first..).zip(bytes.chunks(BLOCK as usize)) {
-            let range = self.layout.range(block);
-            if part.len() as u64 != range.end - range.start
-                || self.entries(file, &(block..block + 1)).is_some()
-            {
-                continue;
-            }
-            file.write_all_at(part, self.layout.block_at(block))?;
-            let entry = self.layout.entry(block, part, stamp);
-            file.write_all_at(&entry.bytes(), self.layout.entry_at(block))?;
+        let parts: Vec<_> = (first..).zip(bytes.chunks(BLOCK as usize)).collect();
+        let is_wanted = |(block, part): &(u64, &[u8])| {
+            let range = self.layout.range(*block);
+            let is_block = part.len() as u64 == range.end - range.start;
+            is_block && self.entries(file, &(*block..block + 1)).is_none()
+        };
+        let is_next = |(a, _): &(u64, &[u8]), (b, _): &(u64, &[u8])| a + 1 == *b;
+        let wanted: Vec<_> = parts.into_iter().filter(is_wanted).collect();
+        for run in wanted.chunk_by(is_next) {
+            let (Some((start, _)), Some((end, last))) = (run.first(), run.last()) else { continue };
+            let from = usize::try_from((start - first) * BLOCK).map_err(io::Error::other)?;
+            let to = usize::try_from((end - first) * BLOCK).map_err(io::Error::other)? + last.len();
+            let together = bytes.get(from..to).unwrap_or_default();
+            file.write_all_at(together, self.layout.block_at(*start))?;
+            let entries = run.iter().map(|(block, part)| self.layout.entry(*block, part, stamp));
+            let entries: Vec<u8> = entries.flat_map(|entry| entry.bytes()).collect();
+            file.write_all_at(&entries, self.layout.entry_at(*start))?;
         }
         Ok(())
     }
@@ -215,17 +222,21 @@ mod tests {
     fn blocks_come_back_also_through_another_handle() {
         let dir = tempfile::tempdir().unwrap();
         let first = BlockFile::new(dir.path(), layout(SIZE as u64, 1));
-        assert!(!first.is_begun() && first.read(0..1).is_none());
+        assert!(!first.is_begun() && first.read(0..1, Vec::new()).is_none());
         let all = bytes(SIZE, 1);
         first.put(1, &all[BLOCK as usize..], 7).unwrap();
-        assert!(first.read(0..3).is_none(), "the first one is missing");
+        assert!(first.read(0..3, Vec::new()).is_none(), "the first one is missing");
         let second = BlockFile::new(dir.path(), layout(SIZE as u64, 1));
-        let found = second.read(1..3).unwrap();
+        let found = second.read(1..3, Vec::new()).unwrap();
         assert_eq!((found.bytes, found.newest), (all[BLOCK as usize..].to_vec(), 7));
         second.put(0, &all[..BLOCK as usize], 9).unwrap();
-        assert_eq!(first.read(0..3).unwrap().newest, 9);
+        assert_eq!(first.read(0..3, Vec::new()).unwrap().newest, 9);
         second.put(0, &all, 11).unwrap();
-        assert_eq!(first.read(0..3).unwrap().newest, 9, "what is here is not put again");
+        assert_eq!(
+            first.read(0..3, Vec::new()).unwrap().newest,
+            9,
+            "what is here is not put again"
+        );
         second.prove(10);
         let third = BlockFile::new(dir.path(), layout(SIZE as u64, 1));
         assert_eq!(third.proven(), 10);
@@ -239,9 +250,13 @@ mod tests {
         let new = BlockFile::new(dir.path(), layout(SIZE as u64, 2));
         assert!(!new.is_begun());
         new.put(0, &bytes(BLOCK as usize, 2), 8).unwrap();
-        assert!(new.read(0..2).is_none());
-        assert_eq!(new.read(0..1).unwrap().bytes, bytes(BLOCK as usize, 2));
-        assert_eq!(old.read(0..3).unwrap().bytes, bytes(SIZE, 1), "who has it open keeps it");
+        assert!(new.read(0..2, Vec::new()).is_none());
+        assert_eq!(new.read(0..1, Vec::new()).unwrap().bytes, bytes(BLOCK as usize, 2));
+        assert_eq!(
+            old.read(0..3, Vec::new()).unwrap().bytes,
+            bytes(SIZE, 1),
+            "who has it open keeps it"
+        );
         assert!(old.put(0, &bytes(SIZE, 1), 9).is_err());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
@@ -254,17 +269,17 @@ mod tests {
         file.put(0, &all, 7).unwrap();
         let local = OpenOptions::new().write(true).open(file.local()).unwrap();
         local.write_all_at(b"!", file.layout().block_at(1) + 5).unwrap();
-        assert!(file.read(0..3).is_none());
-        assert!(file.read(0..1).is_some() && !file.has(&(1..2)));
+        assert!(file.read(0..3, Vec::new()).is_none());
+        assert!(file.read(0..1, Vec::new()).is_some() && !file.has(&(1..2)));
         file.put(1, &all[BLOCK as usize..], 8).unwrap();
-        assert_eq!(file.read(0..3).unwrap().bytes, all);
+        assert_eq!(file.read(0..3, Vec::new()).unwrap().bytes, all);
         for length in [file.layout().block_at(2) + 3, file.layout().entry_at(1) + 5, 20, 0] {
             local.set_len(length).unwrap();
-            assert!(file.read(0..3).is_none(), "{length}");
+            assert!(file.read(0..3, Vec::new()).is_none(), "{length}");
             let again = BlockFile::new(dir.path(), layout(SIZE as u64, 1));
-            assert!(again.read(0..3).is_none(), "{length}");
+            assert!(again.read(0..3, Vec::new()).is_none(), "{length}");
             again.put(0, &all, 9).unwrap();
-            assert_eq!(again.read(0..3).unwrap().bytes, all, "{length}");
+            assert_eq!(again.read(0..3, Vec::new()).unwrap().bytes, all, "{length}");
         }
     }
 }
