@@ -277,8 +277,11 @@ mod tests {
             local.set_len(length).unwrap();
             assert!(file.read(0..3, Vec::new()).is_none(), "{length}");
             let again = BlockFile::new(dir.path(), layout(SIZE as u64, 1));
-            assert!(again.read(0..3, Vec::new()).is_none(), "{length}");
-            again.put(0, &all, 9).unwrap();
+            // A damaged one beside an absent one is found out the second time.
+            for stamp in [9, 10] {
+                assert!(again.read(0..3, Vec::new()).is_none_or(|found| found.bytes == all));
+                again.put(0, &all, stamp).unwrap();
+            }
             assert_eq!(again.read(0..3, Vec::new()).unwrap().bytes, all, "{length}");
         }
     }
