@@ -155,6 +155,18 @@ fn blocks_of_one_version_never_meet_those_of_another() {
 }
 
 #[test]
+fn what_others_proved_is_not_put_beside_an_unproven_transfer() {
+    let (server, cache) = start();
+    let fs = mount(&server, cache.path());
+    let mut file = fs.open(b"file", How::READ).unwrap();
+    fs.vfs.pin(b"file", &told).unwrap();
+    put(&server, "/file", content(2), OLD + 1);
+    assert_eq!(file.read_at(0, BLOCK).unwrap(), content(2)[..BLOCK]);
+    assert_eq!(file.read_at(15 * BLOCK as u64, BLOCK), Err(Fail::Stale));
+    file.close().unwrap();
+}
+
+#[test]
 fn what_changed_between_listing_and_reading_is_kept_under_no_wrong_version() {
     let (server, cache) = start();
     let fs = mount(&server, cache.path());

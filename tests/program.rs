@@ -7,6 +7,7 @@ mod support;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -588,6 +589,11 @@ fn what_is_pinned_is_there_without_the_server() {
         world.run(&[&"mount", &"--timeout", &"3", &"--cache", cache, &url(&server, ""), &world.mnt])
     };
     assert_eq!(mount(&here).status, 2, "a cache in the mount waits for itself");
+    let open_to_all = world.dir.path().join("open");
+    fs::create_dir(&open_to_all).unwrap();
+    fs::set_permissions(&open_to_all, fs::Permissions::from_mode(0o777)).unwrap();
+    let refused = mount(&open_to_all);
+    assert_eq!((refused.status, refused.err.contains("nobody else")), (1, true), "{}", refused.err);
     mount(&cache).assert_fine();
     world.run(&[&"pin", &world.path("dir")]).assert_fine();
     let late = world.run(&[&"pin", &world.path("new")]);

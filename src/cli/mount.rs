@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -113,9 +113,8 @@ fn serve(config: &MountConfig, ready: &mut Option<Ready>) -> Result<(), Failure>
     let pool = Pool::open(config.target.clone()).map_err(|error| connect_failure(&error))?;
     make_private(&config.options.staging_dir)?;
     if let Some(dir) = &config.options.cache_dir {
-        let unusable = |error| Failure::other(format!("--cache {}: {error}", dir.display()));
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(unusable)?;
-        tempfile::tempfile_in(dir).map_err(unusable)?;
+        check_cache(dir)
+            .map_err(|error| Failure::other(format!("--cache {}: {error}", dir.display())))?;
     }
     let vfs = Vfs::new(Arc::clone(&pool), config.options.clone())
         .map(Arc::new)
@@ -243,6 +242,20 @@ fn make_private(path: &Path) -> Result<(), Failure> {
         .mode(0o700)
         .create(path)
         .map_err(|error| local_failure(path, &error))
+}
+
+/// Somebody else who may write there could put bytes into our files.
+fn check_cache(dir: &Path) -> io::Result<()> {
+    let blocks = dir.join("blocks");
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&blocks)?;
+    for place in [dir, &blocks] {
+        let found = fs::symlink_metadata(place)?;
+        if found.uid() != system::user_id() || found.mode() & 0o022 != 0 {
+            let message = "must be yours, and writable for nobody else";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+        }
+    }
+    tempfile::tempfile_in(&blocks).map(drop)
 }
 
 fn local_failure(path: &Path, error: &io::Error) -> Failure {
