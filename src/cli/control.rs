@@ -3,6 +3,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, BufRead, BufReader, Write};
+use std::ops::ControlFlow;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -142,7 +143,7 @@ pub(crate) trait Served: Send + Sync {
     /// What is unsent is kept for the next mount.
     fn leave(&self);
     fn refresh(&self, path: &[u8], how: Refresh) -> Result<(), Failure>;
-    fn pin(&self, path: &[u8], told: &dyn Fn(Pinning)) -> Result<(), Failure>;
+    fn pin(&self, path: &[u8], told: &dyn Fn(Pinning) -> ControlFlow<()>) -> Result<(), Failure>;
     fn unpin(&self, path: &[u8]) -> Result<(), Failure>;
 }
 
@@ -229,19 +230,28 @@ fn drain(socket: &UnixStream, served: &dyn Served) -> io::Result<()> {
 
 fn pin(socket: &UnixStream, served: &dyn Served, path: &[u8]) -> io::Result<()> {
     let (tell, told) = std::sync::mpsc::channel();
-    let latest = Mutex::new(Pinning::default());
+    let latest = Mutex::new((Pinning::default(), ControlFlow::Continue(())));
     std::thread::scope(|scope| {
         let latest = &latest;
-        let note = move |here| *latest.lock().unwrap_or_else(PoisonError::into_inner) = here;
+        let lock = || latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let note = move |here| {
+            let mut latest = latest.lock().unwrap_or_else(PoisonError::into_inner);
+            latest.0 = here;
+            latest.1
+        };
         scope.spawn(move || tell.send(served.pin(path, &note)));
         loop {
             match told.recv_timeout(PROGRESS) {
                 Ok(result) => return send_done(socket, result),
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
                 Err(RecvTimeoutError::Timeout) => {
-                    let Pinning { files, bytes } =
-                        *latest.lock().unwrap_or_else(PoisonError::into_inner);
-                    send(socket, &Answer::Pinning { files, bytes })?;
+                    let Pinning { files, bytes } = lock().0;
+                    let said = send(socket, &Answer::Pinning { files, bytes });
+                    if said.is_err() {
+                        // Who asked has gone, and so goes the wish.
+                        lock().1 = ControlFlow::Break(());
+                        return said;
+                    }
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -356,7 +357,7 @@ impl Served for State {
         result.map_err(|error| Failure::new(refresh::status(&error), error.to_string()))
     }
 
-    fn pin(&self, path: &[u8], told: &dyn Fn(Pinning)) -> Result<(), Failure> {
+    fn pin(&self, path: &[u8], told: &dyn Fn(Pinning) -> ControlFlow<()>) -> Result<(), Failure> {
         pin::outcome(self.vfs.pin(path, told))
     }
 

@@ -17,7 +17,7 @@ use super::Vfs;
 use super::attr::Version;
 use super::blocks::{BlockFile, Blocks, CacheReport, is_settled, millis, now_millis};
 use super::dircache::Item;
-use super::error::Result;
+use super::error::{Error, Result};
 use super::handles::OpenFile;
 use super::pages::{Identity, Kept};
 use super::tree::Ino;
@@ -33,6 +33,12 @@ pub(crate) struct Cached {
     proven: AtomicU64,
     /// Every transfer must bring the version that was opened.
     is_beside: AtomicBool,
+    /// It is too late for another version: bytes were given out, or the kernel has some, or the
+    /// server was asked.
+    is_sure: AtomicBool,
+    /// The server had another version before any byte was given out: the handle goes on with that,
+    /// as without a cache.
+    is_lost: AtomicBool,
 }
 
 impl Cached {
@@ -46,6 +52,8 @@ impl Cached {
             path,
             proven: AtomicU64::new(proven),
             is_beside: AtomicBool::new(is_beside),
+            is_sure: AtomicBool::new(kept != Kept::No),
+            is_lost: AtomicBool::new(false),
         }
     }
 
@@ -129,9 +137,56 @@ impl Vfs {
         Ok(())
     }
 
-    /// What of an open file may be in the cache, if it is still where it was.
-    pub(super) fn cached<'a>(&self, file: &'a OpenFile, path: &RemotePath) -> Option<&'a Cached> {
-        file.cached.as_ref().filter(|cached| cached.path == *path)
+    /// What of an open file may be in the cache, if it is still where it was, and what it was.
+    pub(super) fn cached<'a>(
+        &'a self,
+        file: &'a OpenFile,
+        path: &RemotePath,
+        (offset, length): (u64, usize),
+    ) -> Result<Option<(&'a Blocks, &'a Cached)>> {
+        let (Some(blocks), Some(cached)) = (self.blocks.as_deref(), &file.cached) else {
+            return Ok(None);
+        };
+        if cached.path != *path {
+            return Ok(None);
+        }
+        self.make_sure(cached, file, &cached.file.layout().span(offset, length))?;
+        Ok((!cached.is_lost.load(Ordering::Acquire)).then_some((blocks, cached)))
+    }
+
+    /// Before a handle beside the cache gives out its first byte: is the server's file its version?
+    /// Proven blocks say so. If it is another one, the handle goes on as one without a cache.
+    fn make_sure(&self, cached: &Cached, file: &OpenFile, span: &Range<u64>) -> Result<()> {
+        let is_sure = || !cached.is_beside() || cached.is_sure.load(Ordering::Acquire);
+        let newest = cached.file.newest(span);
+        if is_sure() || span.is_empty() || newest.is_some_and(|newest| cached.is_proven(newest)) {
+            return Ok(());
+        }
+        let mut reader = file.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_sure() {
+            return Ok(());
+        }
+        let now = now_millis();
+        match reader.prove(&self.pool, &cached.path) {
+            Ok(is_proof) => {
+                if is_proof {
+                    cached.note_proof(now);
+                }
+                // Its transfer begins now, and needs no question of its own.
+                reader.trust_next();
+                cached.is_sure.store(true, Ordering::Release);
+                Ok(())
+            }
+            Err(Error::Stale(text)) => {
+                log::info!("{text}; it is read as it is now");
+                reader.start_over();
+                cached.is_lost.store(true, Ordering::Release);
+                cached.is_sure.store(true, Ordering::Release);
+                self.expire_parent(file.ino);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// As [`Vfs::read`], in whole blocks: from the disk if all are there, else from a transfer.
@@ -153,20 +208,23 @@ impl Vfs {
             let from = usize::try_from(offset - range.start).unwrap_or(usize::MAX).min(bytes.len());
             from..from.saturating_add(length).min(bytes.len())
         };
-        if let Some(bytes) = self.find_blocks((blocks, cached), file, &span, &range)? {
+        let (start, wanted) = (range.start, usize::try_from(range.end - range.start));
+        let wanted = wanted.unwrap_or(usize::MAX);
+        if let Some(bytes) = self.find_blocks((blocks, cached), file, &span, (start, wanted))? {
+            cached.is_sure.store(true, Ordering::Release);
             let part = part(&bytes);
             blocks.count_hit(part.len());
             let taken = take(bytes.get(part).unwrap_or_default());
             blocks.buffers().give_back(bytes);
             return Ok(taken);
         }
-        let wanted = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let mut reader = file.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes = reader.read(&self.pool, &cached.path, fh, range.start, wanted)?;
+        let bytes = reader.read(&self.pool, &cached.path, fh, start, wanted)?;
         // Fewer: the file became shorter, and is another version.
         if bytes.len() == wanted {
             blocks.keep(&cached.file, span.start, bytes);
         }
+        cached.is_sure.store(true, Ordering::Release);
         let part = part(bytes);
         blocks.count_miss(part.len());
         let taken = take(bytes.get(part).unwrap_or_default());
@@ -181,13 +239,12 @@ impl Vfs {
         (blocks, cached): (&Blocks, &Cached),
         file: &OpenFile,
         span: &Range<u64>,
-        range: &Range<u64>,
+        (start, length): (u64, usize),
     ) -> Result<Option<Vec<u8>>> {
         let lock = || file.reader.lock().unwrap_or_else(PoisonError::into_inner);
         if !cached.is_beside() {
             // It goes on with its transfer as long as it can.
-            let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-            if !cached.file.has(span) || !lock().would_jump(range.start, length) {
+            if !cached.file.has(span) || !lock().would_jump(start, length) {
                 return Ok(None);
             }
         }

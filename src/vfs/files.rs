@@ -172,11 +172,10 @@ impl Vfs {
             return Ok(take(bytes.get(begin..end).unwrap_or_default()));
         }
         let path = path?;
-        let result = match (&self.blocks, self.cached(&file, &path)) {
-            (Some(blocks), Some(cached)) => {
-                self.read_blocks((blocks, cached), (&file, fh), offset, length, take)
-            }
-            _ => self.read_transfer(&file, fh, &path, offset, length, take),
+        let result = match self.cached(&file, &path, (offset, length)) {
+            Ok(Some(cached)) => self.read_blocks(cached, (&file, fh), offset, length, take),
+            Ok(None) => self.read_transfer(&file, fh, &path, offset, length, take),
+            Err(error) => Err(error),
         };
         if let Err(Error::Stale(_) | Error::Denied(_)) = &result {
             // What was listed is no longer true.

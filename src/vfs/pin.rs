@@ -1,6 +1,7 @@
 //! `ftpfs pin`: contents that are wholly in the cache on the disk, and stay there.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 use super::blocks::{Blocks, now_millis};
@@ -38,7 +39,7 @@ struct Run<'a> {
     pinned: Pinned,
     /// Names that are not to be forgotten.
     held: &'a mut Vec<Ino>,
-    told: &'a dyn Fn(Pinning),
+    told: &'a dyn Fn(Pinning) -> ControlFlow<()>,
 }
 
 /// What became of one file.
@@ -50,8 +51,9 @@ enum Outcome {
 
 impl Vfs {
     /// Keeps a file, or all files below a directory, and fetches what is not here yet. `path` is
-    /// relative to the mount; `told` hears how far it is.
-    pub fn pin(&self, path: &[u8], told: &dyn Fn(Pinning)) -> Result<Pinned> {
+    /// relative to the mount; `told` hears how far it is,
+    /// and may end it.
+    pub fn pin(&self, path: &[u8], told: &dyn Fn(Pinning) -> ControlFlow<()>) -> Result<Pinned> {
         let blocks = self.require_cache()?;
         // Held as long as it is pinned, with all directories below: without their names the
         // listings would go, and without those nothing is found while the server is away.
@@ -93,27 +95,34 @@ impl Vfs {
         self.blocks.as_deref().ok_or(Error::Unsupported)
     }
 
+    /// Folder by folder, so that no depth is too deep.
     fn pin_below(&self, run: &mut Run<'_>, ino: Ino, kind: Kind) -> Result<()> {
-        match kind {
-            Kind::File => self.pin_file(run, ino),
-            // A link leads to what is pinned or not by itself.
-            Kind::Symlink | Kind::Special => Ok(()),
-            Kind::Directory => {
-                let fresh = self.listing(ino, Instant::now())?;
-                for (name, shown) in fresh.listing.rows(0) {
-                    let child = self.tree().intern(ino, name, 1);
-                    if shown.kind == Kind::Directory {
-                        run.held.push(child);
-                    }
-                    let done = self.pin_below(run, child, shown.kind);
-                    if shown.kind != Kind::Directory {
+        let mut left = vec![(ino, kind)];
+        while let Some((ino, kind)) = left.pop() {
+            match kind {
+                Kind::File => self.pin_file(run, ino)?,
+                // A link leads to what is pinned or not by itself.
+                Kind::Symlink | Kind::Special => {}
+                Kind::Directory => {
+                    let fresh = self.listing(ino, Instant::now())?;
+                    for (name, shown) in fresh.listing.rows(0) {
+                        let child = self.tree().intern(ino, name, 1);
+                        if shown.kind == Kind::Directory {
+                            run.held.push(child);
+                            left.push((child, shown.kind));
+                            continue;
+                        }
+                        let done = match shown.kind {
+                            Kind::File => self.pin_file(run, child),
+                            _ => Ok(()),
+                        };
                         self.forget(child, 1);
+                        done?;
                     }
-                    done?;
                 }
-                Ok(())
             }
         }
+        Ok(())
     }
 
     fn pin_file(&self, run: &mut Run<'_>, ino: Ino) -> Result<()> {
@@ -128,14 +137,13 @@ impl Vfs {
         };
         let fetched = self.fetch_whole(blocks, opened.fh, &mut |bytes| {
             pinned.here.bytes += bytes;
-            told(pinned.here);
+            told(pinned.here)
         });
         self.release(opened.fh);
         let why = match fetched {
             Ok(Outcome::Here) => {
                 pinned.here.files += 1;
-                told(pinned.here);
-                return Ok(());
+                return if told(pinned.here).is_break() { Err(given_up()) } else { Ok(()) };
             }
             Ok(Outcome::LeftOut(why)) => why.to_owned(),
             Err(error @ (Error::Denied(_) | Error::Stale(_))) => error.to_string(),
@@ -149,7 +157,12 @@ impl Vfs {
     }
 
     /// Puts all blocks of an open file into the cache, and has the server prove them.
-    fn fetch_whole(&self, blocks: &Blocks, fh: u64, came: &mut dyn FnMut(u64)) -> Result<Outcome> {
+    fn fetch_whole(
+        &self,
+        blocks: &Blocks,
+        fh: u64,
+        came: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<Outcome> {
         let file = self.handles.file(fh)?;
         if self.handles.staged(file.ino).is_some_and(|staged| staged.is_dirty()) {
             return Ok(Outcome::LeftOut("it is not on the server yet"));
@@ -187,7 +200,9 @@ impl Vfs {
                     return Err(full());
                 }
             }
-            came(end - at);
+            if came(end - at).is_break() {
+                return Err(given_up());
+            }
             at = end;
         }
         let now = now_millis();
@@ -198,6 +213,10 @@ impl Vfs {
         here.prove(now.saturating_add(1));
         Ok(Outcome::Here)
     }
+}
+
+fn given_up() -> Error {
+    Error::Io("given up".into())
 }
 
 fn full() -> Error {

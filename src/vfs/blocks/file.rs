@@ -126,6 +126,12 @@ impl BlockFile {
         self.look().is_some_and(|file| self.entries(file, span).is_some())
     }
 
+    /// When the last of these blocks came, if all are here.
+    pub(crate) fn newest(&self, span: &Range<u64>) -> Option<u64> {
+        let entries = self.entries(self.file.get()?, span)?;
+        entries.iter().map(|entry| entry.stamp).max()
+    }
+
     fn entries(&self, file: &File, span: &Range<u64>) -> Option<Vec<Entry>> {
         if span.is_empty() {
             return None;
