@@ -158,8 +158,10 @@ impl Vfs {
     /// Proven blocks say so. If it is another one, the handle goes on as one without a cache.
     fn make_sure(&self, cached: &Cached, file: &OpenFile, span: &Range<u64>) -> Result<()> {
         let is_sure = || !cached.is_beside() || cached.is_sure.load(Ordering::Acquire);
-        let newest = cached.file.newest(span);
-        if is_sure() || span.is_empty() || newest.is_some_and(|newest| cached.is_proven(newest)) {
+        if is_sure() || span.is_empty() {
+            return Ok(());
+        }
+        if cached.file.newest(span).is_some_and(|newest| cached.is_proven(newest)) {
             return Ok(());
         }
         let mut reader = file.reader.lock().unwrap_or_else(PoisonError::into_inner);

@@ -7,7 +7,8 @@
 //!
 //! Locks: a reader or a staged file is held during I/O, and before `Tree`, `DirCache`, `Handles`
 //! and `Pool`; those four are leaves, never nested, never held across I/O. So is the plan of
-//! `Prefetch`, but for I/O: it too is held before the leaves.
+//! `Prefetch`, but for I/O: it too is held before the leaves. `Pages`, and what `Blocks` has of
+//! locks, are leaves as well; a block's file needs none.
 
 mod append;
 mod attr;
