@@ -174,8 +174,6 @@ impl Vfs {
                 if is_proof {
                     cached.note_proof(now);
                 }
-                // Its transfer begins now, and needs no question of its own.
-                reader.trust_next();
                 cached.is_sure.store(true, Ordering::Release);
                 Ok(())
             }

@@ -71,11 +71,6 @@ impl Reader {
         self.is_one_stretch = true;
     }
 
-    /// The version was just proven: the next transfer needs no further question.
-    pub(crate) fn trust_next(&mut self) {
-        self.was_opened = false;
-    }
-
     /// Asks whether the file is still this version, and from now on lets no transfer bring another
     /// one. False if the server does not tell enough to know.
     pub(crate) fn prove(&mut self, pool: &Pool, path: &RemotePath) -> Result<bool> {
