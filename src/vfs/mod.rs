@@ -22,6 +22,7 @@ mod grace;
 mod handles;
 mod journal;
 mod listing;
+mod marks;
 mod names;
 mod policy;
 mod prefetch;
@@ -58,7 +59,7 @@ pub use tree::{Ino, ROOT};
 use attr::{Ownership, Shown};
 use dircache::{DirCache, Fresh};
 use handles::{Handles, OpenDirectory, Unstaged};
-use journal::Marks;
+use marks::Marks;
 use prefetch::{Parts, Prefetch};
 use refresh::Absent;
 use replace::is_own_name;
@@ -159,7 +160,7 @@ impl Vfs {
             prefetch: Prefetch::new(parts, options.read_ahead),
             absent: Absent::default(),
             room: Arc::new(Room::new(&options.staging_dir, options.writing.cache_size)),
-            marks: Marks { dir: options.staging_dir.clone(), server: pool.server_name() },
+            marks: Marks::new(options.staging_dir.clone(), pool.server_name()),
             queue: Arc::default(),
             taken_up: Mutex::default(),
             pool,
