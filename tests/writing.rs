@@ -592,3 +592,29 @@ fn what_could_not_be_put_away_goes_at_the_end() {
     fs.vfs.release_all();
     assert_eq!(server.names("/").len(), 3);
 }
+
+/// The kernel tells late that a file is closed: when it is being kept for those who have it open.
+#[test]
+fn a_file_that_is_closed_while_it_is_being_hidden_does_not_stay_on_the_server() {
+    for is_replaced in [false, true] {
+        let (server, fs) = start(Dialect::proftpd(), WritePolicy::default());
+        fs.write(b"new", b"new").unwrap();
+        let mut file = fs.open(b"big", How::READ).unwrap();
+        assert_eq!(file.read_at(0, 10).unwrap(), &big()[..10]);
+        server.fault_once("RNTO", What::HoldReply(PATIENCE));
+        std::thread::scope(|scope| {
+            let removing = scope.spawn(|| match is_replaced {
+                true => fs.rename(b"new", b"big"),
+                false => fs.unlink(b"big"),
+            });
+            assert!(server.wait_until(|server| server.stuck() == 1, PATIENCE));
+            assert!(!server.exists("/big"));
+            file.close().unwrap();
+            server.release();
+            removing.join().unwrap().unwrap();
+        });
+        assert_eq!(server.names("/").len(), 3);
+        assert_eq!(server.get("/big"), is_replaced.then(|| b"new".to_vec()));
+        assert_eq!(fs.names(b"").unwrap().len(), 3);
+    }
+}

@@ -7,7 +7,7 @@ use super::attr::Version;
 use super::compare::is_same;
 use super::content::Delta;
 use super::error::{Error, Result};
-use super::journal::{Marks, Purpose};
+use super::marks::{Marks, Purpose};
 use super::names::conflict_name;
 use super::policy::{OnConflict, UploadMode, WritePolicy};
 use super::replace::{beside, put_away, replace, replace_by_turns};

@@ -1,7 +1,7 @@
 //! Content: open, create, read, write, flush, release.
 
 use std::sync::{Arc, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::attr::Version;
 use super::blocks::now_millis;
@@ -10,6 +10,7 @@ use super::commit::{self, Committed};
 use super::dircache::Item;
 use super::error::{Error, Result};
 use super::handles::{Access, OpenFile, Shared};
+use super::marks::Mark;
 use super::names::entry_of_now;
 use super::pages::Kept;
 use super::reader::leave_parked;
@@ -35,6 +36,10 @@ pub struct Opened {
 fn fill_key(ino: Ino) -> u64 {
     ino.0 | 1 << 63
 }
+
+/// How long the end of a mount waits for threads that put files of our own away on the server: some
+/// round trips of a far one. After that the next mount does it.
+const TIDYING: Duration = Duration::from_secs(5);
 
 impl Vfs {
     /// Opens an existing file.
@@ -283,15 +288,19 @@ impl Vfs {
             self.forsake_if_worthless(closed.ino);
             self.unstage(closed.ino);
         }
-        if let Some(mark) = closed.doomed
-            && let Ok(path) = self.path(closed.ino)
-        {
-            put_away(&self.pool, &path, mark);
-            if let Some((parent, name)) = self.place(closed.ino) {
-                self.tree().unlink(parent, &name);
-            }
+        if let Some(mark) = closed.doomed {
+            self.remove_hidden(closed.ino, mark);
         }
         self.unpin(closed.ino);
+    }
+
+    /// Nobody has it open any more: the name that nobody sees goes too.
+    pub(super) fn remove_hidden(&self, ino: Ino, mark: Option<Mark>) {
+        let Ok(path) = self.path(ino) else { return };
+        put_away(&self.pool, &path, mark);
+        if let Some((parent, name)) = self.place(ino) {
+            self.tree().unlink(parent, &name);
+        }
     }
 
     /// The kernel tells of no handle any more. What it did not tell, as it was unmounted meanwhile,
@@ -300,6 +309,7 @@ impl Vfs {
         for fh in self.handles.open_files() {
             self.release(fh);
         }
+        self.marks.wait_until_none(TIDYING);
         self.put_away_leftovers();
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use super::attr::Version;
 use super::dircache::{Item, Listing};
 use super::error::{Error, Result};
-use super::journal::Mark;
+use super::marks::Mark;
 use super::reader::{Memory, Reader};
 use super::staging::{Staged, View};
 use super::tree::Ino;
@@ -210,9 +210,20 @@ impl Handles {
         self.lock().opens.contains_key(&ino)
     }
 
-    /// The file is to be removed when the last handle is closed.
-    pub(crate) fn doom(&self, ino: Ino, item: Item, mark: Option<Mark>) {
-        self.lock().doomed.insert(ino, (item, mark));
+    /// The file is to be removed when the last handle is closed. If that is so already (the kernel
+    /// tells it late), the mark comes back, and removing is up to the caller.
+    pub(crate) fn doom(
+        &self,
+        ino: Ino,
+        item: Item,
+        mark: Option<Mark>,
+    ) -> std::result::Result<(), Option<Mark>> {
+        let mut state = self.lock();
+        if !state.opens.contains_key(&ino) {
+            return Err(mark);
+        }
+        state.doomed.insert(ino, (item, mark));
+        Ok(())
     }
 
     pub(crate) fn doomed(&self, ino: Ino) -> Option<Item> {

@@ -1,9 +1,8 @@
-//! What must outlive this process, on the local disk.
+//! What is unsent must outlive this process, on the local disk.
 //!
 //! A *note* lies beside the local copy of a file that the server does not have yet, and tells where
-//! it belongs; the next mount of that server sends it. A *mark* names a file of our own on the
-//! server; the next mount puts it away. What belongs to a living process is locked (flock(2)), and
-//! left alone by all others.
+//! it belongs; the next mount of that server sends it. What belongs to a living process is locked
+//! (flock(2)), and left alone by all others.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -14,7 +13,6 @@ use std::time::UNIX_EPOCH;
 
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
 
 use super::attr::Version;
 use super::content::Layout;
@@ -31,9 +29,6 @@ pub(crate) const COPY: &str = "upload-";
 
 /// What a note becomes that cannot be understood.
 const DAMAGED: &str = ".damaged";
-
-/// The names of marks begin so.
-const MARK: &str = "mark-";
 
 /// Where a local copy belongs, and what it is to replace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,7 +168,7 @@ fn now() -> u64 {
     UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64)
 }
 
-fn encode(path: &[u8]) -> String {
+pub(super) fn encode(path: &[u8]) -> String {
     percent_encode(path, NON_ALPHANUMERIC).to_string()
 }
 
@@ -292,128 +287,9 @@ pub(crate) fn damaged(dir: &Path) -> Vec<PathBuf> {
     names(dir).into_iter().filter_map(copy).collect()
 }
 
-fn names(dir: &Path) -> Vec<PathBuf> {
+pub(super) fn names(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).collect()
-}
-
-/// Why there is a file of our own on the server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Purpose {
-    /// An upload that is not complete, or a removed file that is still open: not needed any more.
-    Scratch,
-    /// The old version of a file that is being replaced: it goes back if nothing took its place.
-    Aside,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct MarkText {
-    server: String,
-    purpose: Purpose,
-    /// Both percent-encoded.
-    path: String,
-    owner: String,
-}
-
-impl MarkText {
-    /// With both of its paths.
-    fn read(text: &[u8]) -> Option<(Self, RemotePath, RemotePath)> {
-        let text: Self = serde_json::from_slice(text).ok()?;
-        let decode = |text: &str| RemotePath::parse(&percent_decode_str(text).collect::<Vec<_>>());
-        let (path, owner) = (decode(&text.path).ok()?, decode(&text.owner).ok()?);
-        Some((text, path, owner))
-    }
-}
-
-/// On the local disk while there is a file of our own on the server; gone with the value.
-#[derive(Debug)]
-pub(crate) struct Mark {
-    file: NamedTempFile,
-}
-
-impl Mark {
-    fn set(
-        dir: &Path,
-        server: String,
-        purpose: Purpose,
-        path: &RemotePath,
-        owner: &RemotePath,
-    ) -> Option<Self> {
-        let [path_text, owner] = [path, owner].map(|path| encode(path.as_bytes()));
-        let text = MarkText { server, purpose, path: path_text, owner };
-        let write = || -> io::Result<Self> {
-            let mut file = tempfile::Builder::new().prefix(MARK).tempfile_in(dir)?;
-            file.as_file().lock()?;
-            file.write_all(&serde_json::to_vec(&text)?)?;
-            Ok(Self { file })
-        };
-        write().map_err(|error| log::info!("no mark for {path}: {error}")).ok()
-    }
-}
-
-impl Mark {
-    /// Stays when this process ends: the next mount puts the file away.
-    pub(crate) fn leave(mut self) {
-        self.file.disable_cleanup(true);
-    }
-}
-
-/// Where marks are set, and for which server.
-#[derive(Clone, Debug)]
-pub(crate) struct Marks {
-    pub(crate) dir: PathBuf,
-    pub(crate) server: String,
-}
-
-impl Marks {
-    /// Before the file is made. Without a mark a crash leaves the file there, which is no reason
-    /// not to go on.
-    pub(crate) fn set(
-        &self,
-        purpose: Purpose,
-        path: &RemotePath,
-        owner: &RemotePath,
-    ) -> Option<Mark> {
-        Mark::set(&self.dir, self.server.clone(), purpose, path, owner)
-    }
-}
-
-/// A file on the server that an ended process did not put away.
-#[derive(Debug)]
-pub(crate) struct Leftover {
-    pub(crate) purpose: Purpose,
-    pub(crate) path: RemotePath,
-    /// The file that it was made for.
-    pub(crate) owner: RemotePath,
-    mark: PathBuf,
-    _lock: File,
-}
-
-impl Leftover {
-    /// It is put away.
-    pub(crate) fn strike(self) {
-        let _ = fs::remove_file(&self.mark);
-    }
-}
-
-/// All of them on this server.
-pub(crate) fn leftovers(dir: &Path, server: &str) -> Vec<Leftover> {
-    let is_mark = |path: &PathBuf| {
-        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(MARK))
-    };
-    let read = |mark: PathBuf| {
-        let file = File::open(&mark).ok()?;
-        file.try_lock().ok()?;
-        let Some((text, path, owner)) = fs::read(&mark).ok().and_then(|text| MarkText::read(&text))
-        else {
-            // Its process ended while it wrote this, before there was anything to put away.
-            let _ = fs::remove_file(&mark);
-            return None;
-        };
-        let purpose = text.purpose;
-        (text.server == server).then_some(Leftover { purpose, path, owner, mark, _lock: file })
-    };
-    names(dir).into_iter().filter(is_mark).filter_map(read).collect()
 }
 
 #[cfg(test)]
@@ -475,26 +351,5 @@ mod tests {
         too_long.layout.present.insert(0..9);
         too_long.write(&path, Durability::Process).unwrap();
         assert!(left_behind(dir.path()).is_empty(), "eight bytes are there, nine were promised");
-    }
-
-    #[test]
-    fn a_mark_is_found_when_its_process_has_ended() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, owner) =
-            (RemotePath::parse(b"/.x~").unwrap(), RemotePath::parse(b"/x").unwrap());
-        let mark = Mark::set(dir.path(), "here".into(), Purpose::Aside, &path, &owner).unwrap();
-        assert!(leftovers(dir.path(), "here").is_empty());
-        let text = fs::read(mark.file.path()).unwrap();
-        drop(mark);
-        fs::write(dir.path().join("mark-1"), text).unwrap();
-        assert!(leftovers(dir.path(), "elsewhere").is_empty());
-        let mut found = leftovers(dir.path(), "here");
-        assert_eq!((found.len(), &found[0].path, &found[0].owner), (1, &path, &owner));
-        found.remove(0).strike();
-        assert!(leftovers(dir.path(), "here").is_empty());
-        // One that was only begun is nobody's.
-        fs::write(dir.path().join("mark-2"), "").unwrap();
-        assert!(leftovers(dir.path(), "here").is_empty());
-        assert_eq!(names(dir.path()), Vec::<PathBuf>::new());
     }
 }

@@ -25,6 +25,7 @@ mod grace;
 mod handles;
 mod journal;
 mod listing;
+mod marks;
 mod memory;
 mod names;
 mod pages;
@@ -68,7 +69,7 @@ use attr::{Ownership, Shown};
 use blocks::Blocks;
 use dircache::{DirCache, Fresh};
 use handles::{Handles, OpenDirectory, Unstaged};
-use journal::Marks;
+use marks::Marks;
 use memory::Memory;
 use pages::Pages;
 use prefetch::{Parts, Prefetch};
@@ -192,7 +193,7 @@ impl Vfs {
             blocks,
             pinned: Mutex::default(),
             room: Arc::new(room),
-            marks: Marks { dir: options.staging_dir.clone(), server: pool.server_name() },
+            marks: Marks::new(options.staging_dir.clone(), pool.server_name()),
             queue: Arc::default(),
             taken_up: Mutex::default(),
             pool,

@@ -11,7 +11,7 @@ use super::dircache::Item;
 use super::error::{Error, Result};
 use super::files::{new_item, now_stamp};
 use super::handles::Shared;
-use super::journal::Purpose;
+use super::marks::Purpose;
 use super::replace::{beside, move_once, remove_if_possible, replace};
 use super::staging::{Staged, Urgency};
 use super::tree::Ino;
@@ -355,11 +355,14 @@ impl Vfs {
             log::info!("{path} cannot be kept for those who have it open: {reply}");
             return Ok(false);
         }
-        self.handles.doom(ino, item.clone(), mark);
+        self.cache.remove(parent, name);
+        // Before anybody may remove it under the name that it has by then.
         if let Some(hidden) = hidden.name() {
             self.tree().relink((parent, name), (parent, hidden));
         }
-        self.cache.remove(parent, name);
+        if let Err(mark) = self.handles.doom(ino, item.clone(), mark) {
+            self.remove_hidden(ino, mark);
+        }
         Ok(true)
     }
 

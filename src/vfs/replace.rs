@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::error::{Error, Result};
-use super::journal::{Mark, Marks, Purpose};
+use super::marks::{Mark, Marks, Purpose};
 use crate::ftp::{self, Pool, RemotePath, Reply};
 
 /// The names that ftpfs gives to files that nobody should see begin like this.

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::error::Result;
-use super::journal::{Mark, Purpose};
+use super::marks::{Mark, Purpose};
 use super::replace::{beside, put_away};
 use super::staging::Place;
 use crate::ftp::{self, Pool, RemotePath, Stored};
