@@ -150,6 +150,8 @@ pub fn options(ttl: Duration, staging: &Path) -> Options {
         staging_dir: staging.to_owned(),
         writing: vfs::WritePolicy::default(),
         read_ahead: ReadAhead::Auto,
+        memory: Options::MEMORY,
+        cache_dir: None,
     }
 }
 
@@ -417,6 +419,16 @@ impl Kernel {
         let mountpoint = tempfile::tempdir().unwrap();
         let pool = Pool::open(target(server, connections)).unwrap();
         let vfs = Arc::new(Vfs::new(pool, options(ttl, staging.path())).unwrap());
+        Self::over(vfs, connections, mountpoint, staging)
+    }
+
+    /// A mount of this file system.
+    pub fn over(
+        vfs: Arc<Vfs>,
+        connections: usize,
+        mountpoint: tempfile::TempDir,
+        staging: tempfile::TempDir,
+    ) -> Self {
         let settings = MountSettings {
             source: "ftpfs-test".into(),
             read_only: false,

@@ -13,6 +13,7 @@
 mod ahead;
 mod arrows;
 mod budget;
+mod cache;
 mod drivers;
 mod faults;
 mod full;

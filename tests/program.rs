@@ -7,6 +7,7 @@ mod support;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -565,4 +566,50 @@ fn help_shows_the_table() {
     }
     assert_eq!(Run::of(world.command(&[]).output().unwrap()).status, 2);
     assert!(Path::new(env!("CARGO_BIN_EXE_ftpfs")).exists());
+}
+
+#[test]
+fn what_is_pinned_is_there_without_the_server() {
+    need_fuse!();
+    let world = World::new();
+    let server = Server::start(Dialect::proftpd());
+    for (path, bytes) in [("/dir/a", "one"), ("/dir/sub/b", "two"), ("/new/now", "now")] {
+        server.put(path, bytes);
+    }
+    for path in ["/dir/a", "/dir/sub/b"] {
+        server.set_mtime(path, 1_000_000_000);
+    }
+    world.mount(&server).assert_fine();
+    let without = world.run(&[&"pin", &world.path("dir")]);
+    assert_eq!((without.status, without.err.contains("--cache")), (2, true), "{}", without.err);
+    world.umount().assert_fine();
+    let cache = world.dir.path().join("cache");
+    let here = world.mnt.join("cache");
+    let mount = |cache: &PathBuf| {
+        world.run(&[&"mount", &"--timeout", &"3", &"--cache", cache, &url(&server, ""), &world.mnt])
+    };
+    assert_eq!(mount(&here).status, 2, "a cache in the mount waits for itself");
+    let open_to_all = world.dir.path().join("open");
+    fs::create_dir(&open_to_all).unwrap();
+    fs::set_permissions(&open_to_all, fs::Permissions::from_mode(0o777)).unwrap();
+    let refused = mount(&open_to_all);
+    assert_eq!((refused.status, refused.err.contains("nobody else")), (1, true), "{}", refused.err);
+    mount(&cache).assert_fine();
+    world.run(&[&"pin", &world.path("dir")]).assert_fine();
+    let late = world.run(&[&"pin", &world.path("new")]);
+    assert_eq!((late.status, late.err.contains("/new/now")), (1, true), "{}", late.err);
+    assert_eq!(world.run(&[&"pin", &world.path("none")]).status, 5);
+    let listed = world.run(&[&"pin", &"--list"]).out;
+    assert!(listed.contains("  /dir\n") && listed.contains("  /new\n"), "{listed}");
+    let status = world.run(&[&"status"]).out;
+    assert!(status.contains("cache: ") && status.contains("; 2 pinned"), "{status}");
+    server.refuse_connections(true);
+    server.kill_sessions();
+    assert_eq!(fs::read(world.path("dir/a")).unwrap(), b"one");
+    assert_eq!(fs::read(world.path("dir/sub/b")).unwrap(), b"two");
+    world.run(&[&"pin", &"--remove", &world.path("dir")]).assert_fine();
+    assert_eq!(world.run(&[&"pin", &"--remove", &world.path("dir")]).status, 5);
+    assert!(!world.run(&[&"pin", &"--list", &world.mnt]).out.contains("/dir"));
+    server.refuse_connections(false);
+    world.umount().assert_fine();
 }

@@ -7,7 +7,8 @@ use std::path::Path;
 use super::system;
 
 /// The subcommands; a first argument that is none of them, followed by another, is a source.
-const COMMANDS: [&str; 7] = ["mount", "umount", "status", "refresh", "retry", "save", "help"];
+const COMMANDS: [&str; 8] =
+    ["mount", "umount", "status", "refresh", "retry", "pin", "save", "help"];
 
 /// Turns the calls of mount(8) into `ftpfs mount …`: `mount.ftpfs SOURCE DIR [-sfnvrw] [-t TYPE]
 /// [-o WORDS]`, and `ftpfs SOURCE DIR -o WORDS`, which mount.fuse3 makes of the type `fuse.ftpfs`.

@@ -95,6 +95,8 @@ impl MountConfig {
             staging_dir: staging_dir(environment),
             writing,
             read_ahead: arguments.read_ahead.or(words.read_ahead).unwrap_or_default(),
+            memory: arguments.memory.or(words.memory).unwrap_or(vfs::Options::MEMORY),
+            cache_dir: cache_dir(arguments.cache.or(words.cache), &mountpoint)?,
         };
         Ok(Self {
             target,
@@ -125,6 +127,20 @@ pub(crate) fn staging_dir(environment: &Environment) -> PathBuf {
         .or_else(|| environment.home.as_ref().map(|home| home.join(".cache")))
         .unwrap_or_else(|| PathBuf::from("/var/cache"));
     cache.join("ftpfs").join("staging")
+}
+
+/// Absolute, and not in the mount itself, which would wait for itself.
+fn cache_dir(path: Option<PathBuf>, mountpoint: &Path) -> Result<Option<PathBuf>, Failure> {
+    let Some(path) = path else { return Ok(None) };
+    if path.as_os_str().is_empty() {
+        return Err(Failure::usage("--cache needs a directory"));
+    }
+    let path = absolute(&path)?;
+    if path.starts_with(mountpoint) {
+        let path = path.display();
+        return Err(Failure::usage(format!("--cache {path}: must not be in the mount itself")));
+    }
+    Ok(Some(path))
 }
 
 /// Absolute without touching the last component, which may be a dead or a hanging mount.
@@ -166,6 +182,18 @@ mod tests {
         assert_eq!(config.target.timeout, TIMEOUT);
         assert_eq!(config.settings.source, "ftp://bob@nas:21/x");
         assert_eq!(config.options.staging_dir, Path::new("/home/bob/.cache/ftpfs/staging"));
+    }
+
+    #[test]
+    fn the_cache_is_elsewhere_and_memory_has_a_floor() {
+        let said = config(&["nas", "/mnt", "-o", "cache=/var/c,memory=8M,cache_size=1G"]).unwrap();
+        assert_eq!(said.options.cache_dir.as_deref(), Some(Path::new("/var/c")));
+        assert_eq!(said.options.memory, 8 << 20);
+        assert_eq!(said.options.writing.cache_size, Some(1 << 30));
+        assert_eq!(config(&["nas", "/mnt"]).unwrap().options.memory, 64 << 20);
+        for bad in ["cache=/mnt/c", "cache=", "memory=10", "memory=lots"] {
+            assert!(config(&["nas", "/mnt", "-o", bad]).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -3,17 +3,19 @@
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, BufRead, BufReader, Write};
+use std::ops::ControlFlow;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::exit::Failure;
 use super::system;
-use crate::vfs::Refresh;
+use crate::vfs::{Pinning, Refresh};
 
 /// A process that has not answered by then is taken for stuck; answers come from memory.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -37,6 +39,13 @@ pub(crate) enum Request {
         /// Also at what is known below it.
         recursive: bool,
     },
+    /// Keep a file, or all below a directory, in the cache.
+    Pin {
+        path: Vec<u8>,
+    },
+    Unpin {
+        path: Vec<u8>,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,6 +66,11 @@ pub(crate) enum Answer {
         status: u8,
         error: String,
     },
+    /// Still fetching; so much is here.
+    Pinning {
+        files: usize,
+        bytes: u64,
+    },
 }
 
 /// What `status` shows of one mount; its JSON is an interface.
@@ -76,6 +90,8 @@ pub(crate) struct Report {
     pub(crate) trouble: Option<String>,
     pub(crate) connections: Connections,
     pub(crate) read_ahead: Ahead,
+    /// Nothing without `--cache`.
+    pub(crate) cache: Option<Cache>,
     pub(crate) pending: Vec<Unsent>,
 }
 
@@ -97,6 +113,19 @@ pub(crate) struct Ahead {
     pub(crate) unread_bytes: u64,
 }
 
+/// See [`crate::vfs::CacheReport`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Cache {
+    pub(crate) directory: PathBuf,
+    pub(crate) limit_bytes: u64,
+    pub(crate) used_bytes: u64,
+    /// Since the mount began.
+    pub(crate) hit_bytes: u64,
+    pub(crate) miss_bytes: u64,
+    /// On the server, for people to read.
+    pub(crate) pins: Vec<String>,
+}
+
 /// A file that is not on the server yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Unsent {
@@ -114,6 +143,8 @@ pub(crate) trait Served: Send + Sync {
     /// What is unsent is kept for the next mount.
     fn leave(&self);
     fn refresh(&self, path: &[u8], how: Refresh) -> Result<(), Failure>;
+    fn pin(&self, path: &[u8], told: &dyn Fn(Pinning) -> ControlFlow<()>) -> Result<(), Failure>;
+    fn unpin(&self, path: &[u8]) -> Result<(), Failure>;
 }
 
 /// The socket of this process; removed with it.
@@ -160,12 +191,10 @@ fn answer(socket: &UnixStream, served: Arc<dyn Served>) -> io::Result<()> {
         Request::Retry => drain(socket, &*served),
         Request::Refresh { path, recursive } => {
             let how = if recursive { Refresh::Below } else { Refresh::One };
-            let (status, error) = match served.refresh(&path, how) {
-                Ok(()) => (0, String::new()),
-                Err(failure) => (failure.status as u8, failure.message),
-            };
-            send(socket, &Answer::Refreshed { status, error })
+            send_done(socket, served.refresh(&path, how))
         }
+        Request::Pin { path } => pin(socket, &*served, &path),
+        Request::Unpin { path } => send_done(socket, served.unpin(&path)),
         request @ (Request::Drain | Request::Leave) => {
             if request == Request::Drain {
                 drain(socket, &*served)?;
@@ -197,6 +226,44 @@ fn drain(socket: &UnixStream, served: &dyn Served) -> io::Result<()> {
             }
         }
     })
+}
+
+fn pin(socket: &UnixStream, served: &dyn Served, path: &[u8]) -> io::Result<()> {
+    let (tell, told) = std::sync::mpsc::channel();
+    let latest = Mutex::new((Pinning::default(), ControlFlow::Continue(())));
+    std::thread::scope(|scope| {
+        let latest = &latest;
+        let lock = || latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let note = move |here| {
+            let mut latest = latest.lock().unwrap_or_else(PoisonError::into_inner);
+            latest.0 = here;
+            latest.1
+        };
+        scope.spawn(move || tell.send(served.pin(path, &note)));
+        loop {
+            match told.recv_timeout(PROGRESS) {
+                Ok(result) => return send_done(socket, result),
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Err(RecvTimeoutError::Timeout) => {
+                    let Pinning { files, bytes } = lock().0;
+                    let said = send(socket, &Answer::Pinning { files, bytes });
+                    if said.is_err() {
+                        // Who asked has gone, and so goes the wish.
+                        lock().1 = ControlFlow::Break(());
+                        return said;
+                    }
+                }
+            }
+        }
+    })
+}
+
+fn send_done(socket: &UnixStream, result: Result<(), Failure>) -> io::Result<()> {
+    let (status, error) = match result {
+        Ok(()) => (0, String::new()),
+        Err(failure) => (failure.status as u8, failure.message),
+    };
+    send(socket, &Answer::Refreshed { status, error })
 }
 
 fn send<T: Serialize>(mut socket: &UnixStream, message: &T) -> io::Result<()> {

@@ -16,6 +16,7 @@ mod mounts;
 mod netrc;
 mod network;
 mod options;
+mod pin;
 mod progress;
 mod refresh;
 mod remote;
@@ -38,7 +39,7 @@ use config::MountConfig;
 use credentials::Environment;
 use exit::{Failure, Status, TABLE};
 use network::NetworkArguments;
-use options::{parse_connections, parse_read_ahead, parse_timeout, parse_ttl};
+use options::{parse_connections, parse_memory, parse_read_ahead, parse_timeout, parse_ttl};
 use tls::TlsArguments;
 use writing::WritingArguments;
 
@@ -59,6 +60,7 @@ enum Command {
     Status(StatusArguments),
     Refresh(RefreshArguments),
     Retry(RetryArguments),
+    Pin(PinArguments),
     Save(SaveArguments),
 }
 
@@ -107,6 +109,15 @@ struct MountArguments {
     /// off [default: auto].
     #[arg(long, value_name = "WHEN", value_parser = parse_read_ahead)]
     read_ahead: Option<ReadAhead>,
+
+    /// Keep what is read in this directory, across mounts; --cache-size bounds it.
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+
+    /// The most that contents of files take in memory beyond the kernel's page cache, such as 16M:
+    /// fetched ahead, read lately by open files, on the way to the cache [default: 64M].
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
+    memory: Option<usize>,
 
     /// Refuse chown to another user, instead of accepting it without effect.
     #[arg(long)]
@@ -207,6 +218,24 @@ struct RetryArguments {
     mountpoint: Option<PathBuf>,
 }
 
+/// Fetch a file, or all files of a folder, into the cache and keep them there, also while the server
+/// is away. Needs a mount with --cache.
+#[derive(Args, Debug)]
+#[command(after_help = TABLE, max_term_width = 100)]
+struct PinArguments {
+    /// A file or folder in a mount.
+    #[arg(required_unless_present = "list")]
+    path: Option<PathBuf>,
+
+    /// Let it go again when room is needed.
+    #[arg(long)]
+    remove: bool,
+
+    /// Show what is pinned, in one mount or in all.
+    #[arg(long, conflicts_with = "remove")]
+    list: bool,
+}
+
 /// Copy a file that could not be sent to another place.
 #[derive(Args, Debug)]
 #[command(after_help = TABLE, max_term_width = 100)]
@@ -257,6 +286,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Status(arguments) => status::run(&arguments),
         Command::Refresh(arguments) => refresh::run(&arguments),
         Command::Retry(arguments) => retry::run(&arguments),
+        Command::Pin(arguments) => pin::run(&arguments),
         Command::Save(arguments) => save::run(&arguments),
     }
 }

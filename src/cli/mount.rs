@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::ops::ControlFlow;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,10 +16,10 @@ use super::config::MountConfig;
 use super::control::{Ahead, Connections, Control, Report, Served, Unsent};
 use super::daemon::{self, Ready};
 use super::exit::{Failure, Status};
-use super::{control, log as messages, mounts, refresh, system};
+use super::{control, log as messages, mounts, pin, refresh, system};
 use crate::ftp::{self, Pool};
 use crate::fuse::{self, KernelCache, Mounted};
-use crate::vfs::{self, Pending, Refresh, Vfs};
+use crate::vfs::{self, Pending, Pinning, Refresh, Vfs};
 
 pub(crate) fn run(config: MountConfig) -> Result<(), Failure> {
     check_mountpoint(&config)?;
@@ -112,6 +113,10 @@ fn serve(config: &MountConfig, ready: &mut Option<Ready>) -> Result<(), Failure>
         .map_err(|error| Failure::other(format!("signals: {error}")))?;
     let pool = Pool::open(config.target.clone()).map_err(|error| connect_failure(&error))?;
     make_private(&config.options.staging_dir)?;
+    if let Some(dir) = &config.options.cache_dir {
+        check_cache(dir)
+            .map_err(|error| Failure::other(format!("--cache {}: {error}", dir.display())))?;
+    }
     let vfs = Vfs::new(Arc::clone(&pool), config.options.clone())
         .map(Arc::new)
         .map_err(|error| local_failure(&config.options.staging_dir, &error))?;
@@ -162,6 +167,7 @@ fn serve(config: &MountConfig, ready: &mut Option<Ready>) -> Result<(), Failure>
 /// Sends what is left; what the server does not take stays on the local disk.
 fn finish(vfs: &Vfs, sent: vfs::Result<()>) -> Result<(), Failure> {
     vfs.release_all();
+    vfs.settle_cache();
     let kept = vfs.keep_unsent();
     vfs.pool().close();
     for pending in &kept {
@@ -189,6 +195,7 @@ fn finish(vfs: &Vfs, sent: vfs::Result<()>) -> Result<(), Failure> {
 
 /// What is unsent stays on the local disk, as the user wished.
 fn leave_unsent(vfs: &Vfs) -> Result<(), Failure> {
+    vfs.settle_cache();
     let kept = vfs.keep_unsent();
     vfs.pool().close();
     for pending in kept {
@@ -236,6 +243,20 @@ fn make_private(path: &Path) -> Result<(), Failure> {
         .mode(0o700)
         .create(path)
         .map_err(|error| local_failure(path, &error))
+}
+
+/// Somebody else who may write there could put bytes into our files.
+fn check_cache(dir: &Path) -> io::Result<()> {
+    let blocks = dir.join("blocks");
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&blocks)?;
+    for place in [dir, &blocks] {
+        let found = fs::symlink_metadata(place)?;
+        if found.uid() != system::user_id() || found.mode() & 0o022 != 0 {
+            let message = "must be yours, and writable for nobody else";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+        }
+    }
+    tempfile::tempfile_in(&blocks).map(drop)
 }
 
 fn local_failure(path: &Path, error: &io::Error) -> Failure {
@@ -309,6 +330,14 @@ impl Served for State {
                 read_bytes: ahead.read,
                 unread_bytes: ahead.unread,
             },
+            cache: self.vfs.cache_report().map(|cache| control::Cache {
+                directory: cache.dir,
+                limit_bytes: cache.limit,
+                used_bytes: cache.used,
+                hit_bytes: cache.hits,
+                miss_bytes: cache.misses,
+                pins: cache.pins.iter().map(|pin| shown(pin)).collect(),
+            }),
             pending: self.vfs.pending().into_iter().map(unsent).collect(),
         }
     }
@@ -327,6 +356,21 @@ impl Served for State {
         self.kernel_cache.forget(&outdated);
         result.map_err(|error| Failure::new(refresh::status(&error), error.to_string()))
     }
+
+    fn pin(&self, path: &[u8], told: &dyn Fn(Pinning) -> ControlFlow<()>) -> Result<(), Failure> {
+        pin::outcome(self.vfs.pin(path, told))
+    }
+
+    fn unpin(&self, path: &[u8]) -> Result<(), Failure> {
+        self.vfs.unpin_path(path).map_err(|error| match error {
+            vfs::Error::NotFound => Failure::new(Status::Directory, "is not pinned"),
+            error => pin::failure(&error),
+        })
+    }
+}
+
+fn shown(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).into_owned()
 }
 
 fn unsent(Pending { path, bytes, error, local }: Pending) -> control::Unsent {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::exit::Failure;
 use super::network::NetworkArguments;
 use super::tls::TlsArguments;
-use super::writing::WritingArguments;
+use super::writing::{WritingArguments, parse_size};
 use crate::vfs::ReadAhead;
 
 /// More connections than this help no server, and FUSE loops are started for each.
@@ -74,6 +74,8 @@ pub(crate) struct Words {
     pub(crate) timeout: Option<Duration>,
     pub(crate) connections: Option<usize>,
     pub(crate) read_ahead: Option<ReadAhead>,
+    pub(crate) memory: Option<usize>,
+    pub(crate) cache: Option<PathBuf>,
     pub(crate) password_file: Option<PathBuf>,
     pub(crate) netrc: Option<PathBuf>,
     pub(crate) log: Option<PathBuf>,
@@ -123,6 +125,8 @@ impl Words {
             "timeout" => self.timeout = Some(parse_timeout(&text()).map_err(bad)?),
             "connections" => self.connections = Some(parse_connections(&text()).map_err(bad)?),
             "read_ahead" => self.read_ahead = Some(parse_read_ahead(&text()).map_err(bad)?),
+            "memory" => self.memory = Some(parse_memory(&text()).map_err(bad)?),
+            "cache" => self.cache = Some(path()),
             "password_file" => self.password_file = Some(path()),
             "netrc" => self.netrc = Some(path()),
             "log" => self.log = Some(path()),
@@ -167,6 +171,13 @@ pub(crate) fn parse_read_ahead(text: &str) -> Result<ReadAhead, String> {
         "auto" => Ok(ReadAhead::Auto),
         _ => Err("must be off or auto".into()),
     }
+}
+
+/// Bytes; with less than 4 MiB there is no room for the windows of one reader.
+pub(crate) fn parse_memory(text: &str) -> Result<usize, String> {
+    const LEAST: usize = 4 << 20;
+    let size = usize::try_from(parse_size(text)?).unwrap_or(usize::MAX);
+    if size < LEAST { Err("must be 4M or more".into()) } else { Ok(size) }
 }
 
 fn seconds(text: &str) -> Option<Duration> {

@@ -22,11 +22,43 @@ pub(crate) fn hear_drain(line: &mut Line, request: Request) -> Result<Option<Str
     loop {
         match line.hear(SILENCE).map_err(lost)? {
             Some(Answer::Draining { files, bytes }) => shown.left(files, bytes),
-            Some(Answer::Status(_) | Answer::Refreshed { .. }) => {}
+            Some(Answer::Status(_) | Answer::Refreshed { .. } | Answer::Pinning { .. }) => {}
             Some(Answer::Drained { error }) => return Ok(error),
             None => return Ok(None),
         }
     }
+}
+
+/// Asks for something to be pinned or let go, and waits, saying how much is here; the exit status,
+/// and why. Nothing if the other process has ended.
+pub(crate) fn hear_pin(line: &mut Line, request: Request) -> io::Result<Option<(u8, String)>> {
+    line.ask(request)?;
+    let is_terminal = io::stderr().is_terminal();
+    let bar = ProgressBar::new_spinner();
+    let form = "{spinner} here: {msg}";
+    bar.set_style(
+        ProgressStyle::with_template(form).unwrap_or_else(|_| ProgressStyle::default_spinner()),
+    );
+    let mut said = None;
+    let done = loop {
+        match line.hear(SILENCE)? {
+            Some(Answer::Pinning { files, bytes }) if said != Some((files, bytes)) => {
+                said = Some((files, bytes));
+                let message = format!("{files} files, {}", size(bytes));
+                if is_terminal {
+                    bar.set_message(message);
+                    bar.tick();
+                } else {
+                    complain(&format!("here: {message}"));
+                }
+            }
+            Some(Answer::Refreshed { status, error }) => break Some((status, error)),
+            Some(_) => {}
+            None => break None,
+        }
+    };
+    bar.finish_and_clear();
+    Ok(done)
 }
 
 /// What was said so far.

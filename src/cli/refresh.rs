@@ -35,7 +35,7 @@ pub(crate) fn run(arguments: &RefreshArguments) -> Result<(), Failure> {
 }
 
 /// In which mount a path is, and where in it.
-fn place(path: &Path) -> Result<Option<(PathBuf, PathBuf)>, Failure> {
+pub(crate) fn place(path: &Path) -> Result<Option<(PathBuf, PathBuf)>, Failure> {
     let ours = mounts::ours().map_err(|error| Failure::other(error.to_string()))?;
     let within = |path: &Path| {
         let around = ours.iter().filter(|mount| path.starts_with(&mount.mountpoint));

@@ -78,6 +78,18 @@ fn write_report(text: &mut String, report: &Report) {
             size(ahead.unread_bytes)
         );
     }
+    if let Some(cache) = &report.cache {
+        let _ = writeln!(
+            text,
+            "  cache: {} of at most {} in {}; {} read from it, {} not in it; {} pinned",
+            size(cache.used_bytes),
+            size(cache.limit_bytes),
+            cache.directory.display(),
+            size(cache.hit_bytes),
+            size(cache.miss_bytes),
+            cache.pins.len()
+        );
+    }
     let protection = if report.protection.is_empty() { "none" } else { &report.protection };
     let _ = writeln!(text, "  encryption: {protection}");
     if let Some(trouble) = &report.trouble {

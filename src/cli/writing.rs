@@ -35,8 +35,9 @@ pub(crate) struct WritingArguments {
         default_missing_value = DELAY, value_parser = parse_ttl)]
     pub(crate) write_back: Option<Duration>,
 
-    /// The most that local copies may take up, such as 500M or 20G; then writers get “no space
-    /// left” [default: all but a twentieth of the disk or 1 GiB].
+    /// The most that unsent files and the cache take up together, such as 500M or 20G. The cache
+    /// gives way first; then writers get “no space left” [default: all but a twentieth of the
+    /// disk or 1 GiB; the cache no more than a tenth of the disk].
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) cache_size: Option<u64>,
 }

@@ -182,8 +182,14 @@ fn mode_bits(mode: u32) -> u16 {
 }
 
 fn open_reply(opened: &Opened) -> FopenFlags {
-    // Without a size the kernel would stop at the length it believes in.
-    if opened.is_direct { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() }
+    if opened.is_direct {
+        // Without a size the kernel would stop at the length it believes in.
+        FopenFlags::FOPEN_DIRECT_IO
+    } else if opened.keeps_pages {
+        FopenFlags::FOPEN_KEEP_CACHE
+    } else {
+        FopenFlags::empty()
+    }
 }
 
 fn entry_reply(result: Result<Found, Errno>, reply: ReplyEntry) {

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use lru::LruCache;
 
@@ -57,6 +57,8 @@ struct Cached {
     listing: Arc<Listing>,
     /// When the load began; `None` once it must not be trusted any more.
     begun: Option<Instant>,
+    /// The same by the clock that outlives this process.
+    listed: SystemTime,
     next: Next,
 }
 
@@ -92,15 +94,20 @@ pub(crate) struct Aged {
 #[derive(Debug)]
 pub(crate) struct Relisting {
     load: LoadEnds<Arc<DirCache>>,
-    begun: Instant,
+    begun: Begun,
     is_done: bool,
 }
+
+/// When a load began, by both clocks.
+type Begun = (Instant, SystemTime);
 
 /// A listing and the time until which it may be used without asking again.
 #[derive(Clone, Debug)]
 pub(crate) struct Fresh {
     pub(crate) listing: Arc<Listing>,
     pub(crate) until: Instant,
+    /// The server was asked then.
+    pub(crate) listed: SystemTime,
     /// Older than the TTL, as the server does not answer: it proves no absence.
     pub(crate) is_stale: bool,
 }
@@ -167,13 +174,13 @@ impl DirCache {
 
         // Ends the load also when `load` fails or panics.
         let load_ends = LoadEnds { cache: self, directory };
-        let begun = Instant::now();
+        let (begun, listed) = (Instant::now(), SystemTime::now());
         let entries = load()?;
-        let (listing, next) = self.install(directory, begun, &entries);
+        let (listing, next) = self.install(directory, (begun, listed), &entries);
         drop(load_ends);
         // Who asked before the directory was expired is answered, but not for long.
         let until = if next == Next::ByAge { begun + self.ttl } else { begun };
-        Ok(Fresh { listing, until, is_stale: false })
+        Ok(Fresh { listing, until, listed, is_stale: false })
     }
 
     /// A listing older than the TTL, but by no more than `grace`; of several callers one gets the
@@ -202,7 +209,7 @@ impl DirCache {
             state.relistings += 1;
             state.loading.insert(directory, Loading::default());
             let load = LoadEnds { cache: Arc::clone(self), directory };
-            Relisting { load, begun: Instant::now(), is_done: false }
+            Relisting { load, begun: (Instant::now(), SystemTime::now()), is_done: false }
         });
         Some(Aged { listing, relisting })
     }
@@ -214,7 +221,7 @@ impl DirCache {
         let cached = state.listings.peek(&directory)?;
         let is_usable = cached.begun.is_some() && !self.ttl.is_zero();
         let listing = Arc::clone(&cached.listing);
-        is_usable.then_some(Fresh { listing, until: now, is_stale: true })
+        is_usable.then_some(Fresh { listing, until: now, listed: cached.listed, is_stale: true })
     }
 
     /// The listing that is there, however old; nothing is asked of the server.
@@ -235,11 +242,11 @@ impl DirCache {
         directory: Ino,
         load: impl FnOnce() -> Result<Entries>,
     ) -> Result<()> {
-        let begun = Instant::now();
+        let begun = (Instant::now(), SystemTime::now());
         {
             let mut state = self.lock();
             if state.loading.contains_key(&directory)
-                || state.fresh(directory, begun, self.ttl).is_some()
+                || state.fresh(directory, begun.0, self.ttl).is_some()
             {
                 return Ok(());
             }
@@ -267,7 +274,7 @@ impl DirCache {
 
     /// The older listing is merged without the lock: what changes meanwhile is in `loading`, and is
     /// applied after that.
-    fn install(&self, directory: Ino, begun: Instant, entries: &Entries) -> (Arc<Listing>, Next) {
+    fn install(&self, directory: Ino, begun: Begun, entries: &Entries) -> (Arc<Listing>, Next) {
         let older = self.known(directory).unwrap_or_default();
         let mut listing = Listing::after(entries, &older);
         let mut state = self.lock();
@@ -279,7 +286,8 @@ impl DirCache {
         let listing = Arc::new(listing);
         let replaced = state.take(directory);
         state.entries += listing.len();
-        let cached = Cached { listing: Arc::clone(&listing), begun: Some(begun), next };
+        let (begun, listed) = (Some(begun.0), begun.1);
+        let cached = Cached { listing: Arc::clone(&listing), begun, listed, next };
         state.listings.put(directory, cached);
         let evicted = state.evict();
         drop(state);
@@ -356,8 +364,8 @@ impl State {
         }
         let until = cached.begun? + ttl;
         let begun_after = cached.begun? >= now;
-        let listing = Arc::clone(&cached.listing);
-        (now < until || begun_after).then_some(Fresh { listing, until, is_stale: false })
+        let (listing, listed) = (Arc::clone(&cached.listing), cached.listed);
+        (now < until || begun_after).then_some(Fresh { listing, until, listed, is_stale: false })
     }
 
     fn outdate_load(&mut self, directory: Ino) {

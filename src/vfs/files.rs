@@ -4,11 +4,17 @@ use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use super::attr::Version;
+use super::blocks::now_millis;
+use super::cached::Cached;
 use super::commit::{self, Committed};
 use super::dircache::Item;
 use super::error::{Error, Result};
 use super::handles::{Access, OpenFile, Shared};
+<<<<<<< HEAD
 use super::names::entry_of_now;
+=======
+use super::pages::Kept;
+>>>>>>> cache
 use super::reader::leave_parked;
 use super::replace::put_away;
 use super::staging::{Place, Staged, Start, Urgency};
@@ -23,6 +29,8 @@ pub struct Opened {
     /// The kernel must ask for every byte: it cannot trust its length, as the size is not known,
     /// or the user wants nothing kept.
     pub is_direct: bool,
+    /// What the kernel read of the file at an earlier open is still right.
+    pub keeps_pages: bool,
 }
 
 /// Under which a transfer that fills a staged file is parked: handles count from 1 and never get
@@ -53,7 +61,12 @@ impl Vfs {
             version = Version::of_stat(&self.pool.ask(|session| session.stat(&path))?);
         }
         let is_unsized = version.size.is_none() && !access.write;
-        let fh = self.open_handle(ino, access, version, || {
+        let (kept, cached) = if access.write || truncate {
+            (Kept::No, None)
+        } else {
+            self.sources(ino, &item, &version, fresh.listed)
+        };
+        let fh = self.open_handle(ino, access, version, cached, || {
             if access.write || truncate {
                 let staged = self.stage_existing(ino, &item)?;
                 if truncate {
@@ -65,8 +78,9 @@ impl Vfs {
         if !access.write && !truncate {
             self.prefetch.opened(parent, &fresh.listing, ino, &name);
         }
+        self.prepare(fh, kept)?;
         let is_direct = is_unsized || (self.options.direct_io && !access.write);
-        Ok(Opened { fh, is_direct })
+        Ok(Opened { fh, is_direct, keeps_pages: kept != Kept::No })
     }
 
     /// Registers the handle before its file is staged: the last of the other handles, closed
@@ -76,10 +90,11 @@ impl Vfs {
         ino: Ino,
         access: Access,
         version: Version,
+        cached: Option<Cached>,
         stage: impl FnOnce() -> Result<()>,
     ) -> Result<u64> {
         self.tree().pin(ino);
-        let fh = self.handles.open_file(ino, access, version);
+        let fh = self.handles.open_file(ino, access, version, cached);
         match stage() {
             Ok(()) => Ok(fh),
             Err(error) => {
@@ -91,6 +106,7 @@ impl Vfs {
 
     fn stage_existing(&self, ino: Ino, item: &Item) -> Result<Shared> {
         self.prefetch.forget(ino);
+        self.pages.forget(ino);
         self.handles
             .stage(ino, || Staged::of_existing(&self.room, Version::of(item), item.shown_mode()))
     }
@@ -121,7 +137,7 @@ impl Vfs {
         // 0644 is what servers give to new files: nothing to be said then.
         let wanted = Some(mode).filter(|mode| *mode != 0o644);
         let version = Version { size: Some(0), mtime: None };
-        let opened = self.open_handle(ino, access, version, || {
+        let opened = self.open_handle(ino, access, version, None, || {
             let make = || Staged::of_new(&self.room, wanted);
             self.handles.stage(ino, make).map(drop)
         });
@@ -129,7 +145,7 @@ impl Vfs {
         let attr = self.ownership.attr(ino, &item.shown());
         self.cache.put(parent, item);
         let valid = fresh.until.saturating_duration_since(now);
-        Ok((Found { attr, valid }, Opened { fh, is_direct: false }))
+        Ok((Found { attr, valid }, Opened { fh, is_direct: false, keeps_pages: false }))
     }
 
     /// Gives the bytes at `offset` to `take`: exactly `length`, fewer only at the end of the file.
@@ -150,34 +166,52 @@ impl Vfs {
             let path = path.unwrap_or_else(|_| RemotePath::root());
             return Ok(take(&staged.read(&self.at(file.ino, &path), offset, length)?));
         }
+        let take = |bytes: &[u8]| {
+            self.pages.note(file.ino, &file.version, bytes.len(), now_millis());
+            take(bytes)
+        };
         if let Some(bytes) = self.read_ahead_of(&file) {
             let begin = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
             let end = begin.saturating_add(length).min(bytes.len());
             return Ok(take(bytes.get(begin..end).unwrap_or_default()));
         }
         let path = path?;
-        let mut reader = file.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        match reader.read(&self.pool, &path, fh, offset, length) {
-            Ok(bytes) => {
-                let taken = take(bytes);
-                drop(reader);
-                self.handles.limit_memory(fh);
-                Ok(taken)
-            }
-            Err(error) => {
-                if matches!(error, Error::Stale(_) | Error::Denied(_)) {
-                    // What was listed is no longer true.
-                    self.expire_parent(file.ino);
-                }
-                Err(error)
-            }
+        let result = match self.cached(&file, &path, (offset, length)) {
+            Ok(Some(cached)) => self.read_blocks(cached, (&file, fh), offset, length, take),
+            Ok(None) => self.read_transfer(&file, fh, &path, offset, length, take),
+            Err(error) => Err(error),
+        };
+        if let Err(Error::Stale(_) | Error::Denied(_)) = &result {
+            // What was listed is no longer true.
+            self.expire_parent(file.ino);
         }
+        result
+    }
+
+    fn read_transfer<T>(
+        &self,
+        file: &OpenFile,
+        fh: u64,
+        path: &RemotePath,
+        offset: u64,
+        length: usize,
+        take: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T> {
+        let mut reader = file.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = take(reader.read(&self.pool, path, fh, offset, length)?);
+        drop(reader);
+        self.handles.limit_memory(fh);
+        Ok(taken)
     }
 
     /// The whole content, if it was fetched before it was asked for; looked for once, so that one
     /// handle has one source.
-    fn read_ahead_of<'a>(&self, file: &'a OpenFile) -> Option<&'a Arc<Vec<u8>>> {
-        let look = || self.prefetch.take(file.ino, &file.version);
+    pub(super) fn read_ahead_of<'a>(&self, file: &'a OpenFile) -> Option<&'a Arc<Vec<u8>>> {
+        let look = || {
+            let bytes = self.prefetch.take(file.ino, &file.version)?;
+            self.keep_whole(file, &bytes);
+            Some(bytes)
+        };
         file.ahead.get_or_init(|| if file.access.write { None } else { look() }).as_ref()
     }
 
@@ -296,6 +330,9 @@ impl Vfs {
         let Some(committed) = committed else { return Ok(()) };
         self.queue.drop_one(ino);
         self.prefetch.forget(ino);
+        if let Ok(path) = self.path(ino) {
+            self.forget_content(ino, &path);
+        }
         if let Some((parent, name)) = self.place(ino) {
             self.show_committed(parent, &name, &committed);
         }

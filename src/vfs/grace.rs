@@ -3,7 +3,7 @@
 //! Only for looks (look-up, getattr, opendir). What changes something, and `open`, go by the
 //! strict [`Vfs::listing`].
 
-use std::time::Instant;
+use std::time::{Instant, UNIX_EPOCH};
 
 use super::dircache::{Aged, Fresh, Relisting};
 use super::error::Result;
@@ -19,7 +19,8 @@ impl Vfs {
                 if let Some(relisting) = relisting {
                     self.start(relisting, directory);
                 }
-                Ok(Fresh { listing, until: now, is_stale: false })
+                // How old it is nobody asks who only looks.
+                Ok(Fresh { listing, until: now, listed: UNIX_EPOCH, is_stale: false })
             }
             None => self.listing(directory, now),
         }

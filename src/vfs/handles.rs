@@ -12,9 +12,7 @@ use super::reader::{Memory, Reader};
 use super::staging::{Staged, View};
 use super::tree::Ino;
 
-/// What all readers together may hold: four busy ones with windows of 4 MiB, and as much again
-/// for those that rest. Half of what the whole process may take.
-const READ_MEMORY: usize = 32 * 1024 * 1024;
+use super::cached::Cached;
 use crate::ftp::Timestamp;
 
 /// What a file was opened for.
@@ -35,6 +33,8 @@ pub(crate) struct OpenFile {
     pub(crate) version: Version,
     /// That content if it was fetched ahead, once it was looked for.
     pub(crate) ahead: OnceLock<Option<Arc<Vec<u8>>>>,
+    /// What of it is, and may be put, in the cache on the disk.
+    pub(crate) cached: Option<Cached>,
     /// Held during I/O: one transfer for one handle. Before Tree, DirCache and Pool.
     pub(crate) reader: Mutex<Reader>,
 }
@@ -56,12 +56,14 @@ enum Handle {
 pub(crate) type Shared = Arc<Staged>;
 
 /// All handles.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Handles {
     /// Leaf lock.
     state: Mutex<State>,
     /// What the readers of all handles hold.
     memory: Memory,
+    /// The most of it.
+    most: usize,
 }
 
 #[derive(Debug, Default)]
@@ -92,9 +94,20 @@ pub(crate) enum Unstaged {
 }
 
 impl Handles {
-    pub(crate) fn open_file(&self, ino: Ino, access: Access, version: Version) -> u64 {
+    /// All readers together hold no more than `most` bytes, but for those at work.
+    pub(crate) fn new(most: usize) -> Self {
+        Self { state: Mutex::default(), memory: Memory::default(), most }
+    }
+
+    pub(crate) fn open_file(
+        &self,
+        ino: Ino,
+        access: Access,
+        version: Version,
+        cached: Option<Cached>,
+    ) -> u64 {
         let reader = Mutex::new(Reader::counted(version, &self.memory));
-        let file = OpenFile { ino, access, version, ahead: OnceLock::new(), reader };
+        let file = OpenFile { ino, access, version, ahead: OnceLock::new(), cached, reader };
         let mut state = self.lock();
         *state.opens.entry(ino).or_insert(0) += 1;
         state.insert(Handle::File(Arc::new(file)))
@@ -103,7 +116,7 @@ impl Handles {
     /// Lets readers other than that of `fh`, which has just read, give up what they hold, until
     /// all together hold little enough. Those at work keep theirs.
     pub(crate) fn limit_memory(&self, fh: u64) {
-        if self.memory.load(Ordering::Relaxed) <= READ_MEMORY {
+        if self.memory.load(Ordering::Relaxed) <= self.most {
             return;
         }
         let mut files: Vec<_> = (self.lock().handles.iter())
@@ -118,7 +131,7 @@ impl Handles {
             if let Ok(mut reader) = file.reader.try_lock() {
                 reader.rest();
             }
-            if self.memory.load(Ordering::Relaxed) <= READ_MEMORY / 2 {
+            if self.memory.load(Ordering::Relaxed) <= self.most / 2 {
                 return;
             }
         }

@@ -7,11 +7,14 @@
 //!
 //! Locks: a reader or a staged file is held during I/O, and before `Tree`, `DirCache`, `Handles`
 //! and `Pool`; those four are leaves, never nested, never held across I/O. So is the plan of
-//! `Prefetch`, but for I/O: it too is held before the leaves.
+//! `Prefetch`, but for I/O: it too is held before the leaves. `Pages`, and what `Blocks` has of
+//! locks, are leaves as well; a block's file needs none.
 
 mod append;
 mod attr;
 mod attributes;
+mod blocks;
+mod cached;
 mod commit;
 mod compare;
 mod content;
@@ -22,7 +25,10 @@ mod grace;
 mod handles;
 mod journal;
 mod listing;
+mod memory;
 mod names;
+mod pages;
+mod pin;
 mod policy;
 mod prefetch;
 mod ranges;
@@ -38,16 +44,19 @@ mod tree;
 mod window;
 mod writeback;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 pub use attr::{Attr, Mtime};
 pub use attributes::{Changes, When};
+pub use blocks::CacheReport;
 pub use error::{Error, Result};
 pub use files::Opened;
 pub use handles::Access;
 pub use names::RenameMode;
+pub use pin::{Pinned, Pinning};
 pub use policy::{OnConflict, UploadMode, WritePolicy};
 pub use prefetch::ReadAhead;
 pub use recovery::{LeftOver, TakenUp, forget_left_over, left_over};
@@ -56,9 +65,12 @@ pub use shelf::AheadBytes;
 pub use tree::{Ino, ROOT};
 
 use attr::{Ownership, Shown};
+use blocks::Blocks;
 use dircache::{DirCache, Fresh};
 use handles::{Handles, OpenDirectory, Unstaged};
 use journal::Marks;
+use memory::Memory;
+use pages::Pages;
 use prefetch::{Parts, Prefetch};
 use refresh::Absent;
 use replace::is_own_name;
@@ -91,6 +103,11 @@ pub struct Options {
     pub writing: WritePolicy,
     /// Work ahead of those who walk through the tree.
     pub read_ahead: ReadAhead,
+    /// The most bytes of contents of files in memory, beyond what the kernel keeps: fetched ahead,
+    /// read lately by open files, and on the way to the disk.
+    pub memory: usize,
+    /// Where contents are kept across mounts. The bound is that of [`WritePolicy::cache_size`].
+    pub cache_dir: Option<PathBuf>,
 }
 
 /// A file that is not on the server yet.
@@ -126,6 +143,10 @@ pub struct Vfs {
     handles: Arc<Handles>,
     prefetch: Prefetch,
     absent: Absent,
+    pages: Pages,
+    blocks: Option<Arc<Blocks>>,
+    /// Names held for what was pinned through this mount. Leaf lock.
+    pinned: Mutex<HashMap<RemotePath, Vec<Ino>>>,
     room: Arc<Room>,
     marks: Marks,
     queue: Arc<Queue>,
@@ -141,13 +162,22 @@ impl Vfs {
         // A load may retry on a second connection, each within the time-out at every step:
         // waiting for somebody else's load four times as long means that it hangs.
         let patience = pool.timeout() * 4;
+        let memory = Memory::of(&options);
+        let open = |dir: &PathBuf| {
+            let (staging, cap) = (&options.staging_dir, options.writing.cache_size);
+            Blocks::open(dir, pool.server_name(), staging, cap, memory.unwritten).map(Arc::new)
+        };
+        let blocks = options.cache_dir.as_ref().map(open).transpose()?;
+        let room = Room::new(&options.staging_dir, options.writing.cache_size, blocks.clone());
         let parts = Parts {
             pool: Arc::clone(&pool),
             base: pool.base(),
             tree: Arc::new(Mutex::new(Tree::new())),
             cache: Arc::new(DirCache::new(options.ttl, patience)),
-            handles: Arc::default(),
+            handles: Arc::new(Handles::new(memory.readers)),
             ttl: options.ttl,
+            memory: memory.ahead,
+            blocks: blocks.clone(),
         };
         Ok(Self {
             ownership,
@@ -158,7 +188,10 @@ impl Vfs {
             handles: Arc::clone(&parts.handles),
             prefetch: Prefetch::new(parts, options.read_ahead),
             absent: Absent::default(),
-            room: Arc::new(Room::new(&options.staging_dir, options.writing.cache_size)),
+            pages: Pages::default(),
+            blocks,
+            pinned: Mutex::default(),
+            room: Arc::new(room),
             marks: Marks { dir: options.staging_dir.clone(), server: pool.server_name() },
             queue: Arc::default(),
             taken_up: Mutex::default(),

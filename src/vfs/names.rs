@@ -115,6 +115,9 @@ impl Vfs {
         if let Some(ino) = ino {
             self.forsake(ino);
         }
+        if let Some(blocks) = &self.blocks {
+            blocks.forget(&path);
+        }
         self.drop_name(parent, name);
         Ok(())
     }
@@ -199,6 +202,7 @@ impl Vfs {
             }
         })?;
         self.tree().relink(from, to);
+        self.forget_moved(&item, &source, &destination);
         drop(held);
         if let Some((ino, staged)) = replaced {
             drop(staged);
@@ -209,6 +213,17 @@ impl Vfs {
         }
         self.show_moved(from, to, item);
         Ok(())
+    }
+
+    /// What is kept of contents is known by its path.
+    fn forget_moved(&self, item: &Item, from: &RemotePath, to: &RemotePath) {
+        let Some(blocks) = &self.blocks else { return };
+        for path in [from, to] {
+            match item.entry.kind {
+                Kind::Directory => blocks.forget_below(path),
+                _ => blocks.forget(path),
+            }
+        }
     }
 
     fn show_moved(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), item: Item) {

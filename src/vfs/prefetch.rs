@@ -19,7 +19,9 @@ use lru::LruCache;
 use plan::{Above, Folder, Outlook, Plan, Step};
 
 use super::attr::Version;
-use super::dircache::{DirCache, Listing};
+use super::blocks::Blocks;
+use super::cached::is_whole_here;
+use super::dircache::{DirCache, Item, Listing};
 use super::handles::Handles;
 use super::shelf::{AheadBytes, Shelf, Ticket};
 use super::tree::{Ino, ROOT, Tree};
@@ -62,6 +64,9 @@ pub(super) struct Parts {
     pub(super) cache: Arc<DirCache>,
     pub(super) handles: Arc<Handles>,
     pub(super) ttl: Duration,
+    /// The most bytes of files that wait for their readers.
+    pub(super) memory: usize,
+    pub(super) blocks: Option<Arc<Blocks>>,
 }
 
 /// Reads ahead. Ends with the value.
@@ -103,7 +108,7 @@ struct State {
 /// One step with what it needs.
 enum Job {
     List { ino: Ino, path: RemotePath },
-    Fetch { ticket: Ticket, path: RemotePath, size: usize },
+    Fetch { ticket: Ticket, path: RemotePath, size: usize, item: Option<Item> },
 }
 
 impl Prefetch {
@@ -122,7 +127,7 @@ impl Prefetch {
             held: LruCache::unbounded(),
             is_closed: false,
         };
-        let shelf = Shelf::new(parts.ttl.min(LIFE));
+        let shelf = Shelf::new(parts.ttl.min(LIFE), parts.memory);
         let shared = Shared {
             parts,
             shelf,
@@ -157,6 +162,11 @@ impl Prefetch {
     pub(super) fn take(&self, ino: Ino, version: &Version) -> Option<Arc<Vec<u8>>> {
         let shared = self.shared.as_ref()?;
         shared.shelf.take(ino, version, shared.parts.pool.timeout())
+    }
+
+    /// Is it here, or on its way?
+    pub(super) fn holds(&self, ino: Ino, version: &Version) -> bool {
+        self.shared.as_ref().is_some_and(|shared| shared.shelf.holds(ino, version))
     }
 
     /// The file is changed through the mount.
@@ -323,13 +333,15 @@ impl Shared {
             let Some(path) = self.path(ino) else { continue };
             match step {
                 Step::List { .. } => return Some(Job::List { ino, path }),
-                Step::Fetch { version, size, .. } => {
+                Step::Fetch { ref parent, ref name, version, size } => {
                     let handles = &self.parts.handles;
                     if handles.is_open(ino) || handles.staged(ino).is_some() {
                         continue;
                     }
+                    let known = self.parts.cache.known(*parent);
+                    let item = known.and_then(|known| known.get(name));
                     if let Some(ticket) = self.shelf.claim(ino, version, size, now) {
-                        return Some(Job::Fetch { ticket, path, size });
+                        return Some(Job::Fetch { ticket, path, size, item });
                     }
                 }
             }
@@ -351,7 +363,11 @@ impl Shared {
                 }
                 listed
             }
-            Job::Fetch { ticket, path, size } => self.fetch(ticket, &path, size, spare),
+            Job::Fetch { ticket, path, item, .. } if self.is_on_disk(&path, item.as_ref()) => {
+                self.shelf.give_up(ticket, 0);
+                return spare.give_back();
+            }
+            Job::Fetch { ticket, path, size, .. } => self.fetch(ticket, &path, size, spare),
         };
         match done {
             Ok(()) => {
@@ -361,6 +377,12 @@ impl Shared {
             }
             Err(error) => log::info!("reading ahead: {error}"),
         }
+    }
+
+    /// Would the reader not ask the server for it?
+    fn is_on_disk(&self, path: &RemotePath, item: Option<&Item>) -> bool {
+        let (Some(blocks), Some(item)) = (&self.parts.blocks, item) else { return false };
+        is_whole_here(blocks, path, item)
     }
 
     fn fetch(

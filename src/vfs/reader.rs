@@ -58,6 +58,32 @@ impl Reader {
         }
     }
 
+    /// Bytes of this version are given out from elsewhere: the first transfer, too, must bring
+    /// exactly this version.
+    pub(crate) fn must_agree(&mut self) {
+        self.was_opened = true;
+        self.is_one_stretch = false;
+    }
+
+    /// Nothing was given out, and this version is not wanted any more: whatever comes first is.
+    pub(crate) fn start_over(&mut self) {
+        self.was_opened = false;
+        self.is_one_stretch = true;
+    }
+
+    /// Asks whether the file is still this version, and from now on lets no transfer bring another
+    /// one. False if the server does not tell enough to know.
+    pub(crate) fn prove(&mut self, pool: &Pool, path: &RemotePath) -> Result<bool> {
+        self.must_agree();
+        let now = self.confirm(pool, path)?;
+        Ok(now.size.is_some() && now.mtime.is_some())
+    }
+
+    /// Would a read of these bytes open one more transfer?
+    pub(crate) fn would_jump(&self, offset: u64, length: usize) -> bool {
+        self.was_opened && matches!(plan(&self.windows, offset, length), Plan::Open(_))
+    }
+
     /// The server took this time at our wish: the content is the same.
     pub(crate) fn note_server_mtime(&mut self, mtime: Timestamp) {
         self.version.mtime = Some(mtime);
@@ -67,8 +93,7 @@ impl Reader {
     /// exactly this version.
     pub(crate) fn of_part(version: Version) -> Self {
         let mut reader = Self::new(version);
-        reader.was_opened = true;
-        reader.is_one_stretch = false;
+        reader.must_agree();
         reader
     }
 
@@ -253,7 +278,7 @@ impl Reader {
     }
 
     /// Asks whether the file on the server is still the version that was opened.
-    fn confirm(&mut self, pool: &Pool, path: &RemotePath) -> Result<()> {
+    fn confirm(&mut self, pool: &Pool, path: &RemotePath) -> Result<Version> {
         let now = Version::of_stat(&pool.ask(|session| session.stat(path))?);
         if !self.version.agrees_with(&now) {
             return Err(Error::Stale(format!("{path} changed on the server while it was read")));
@@ -262,7 +287,7 @@ impl Reader {
         self.version.mtime = now.mtime.or(self.version.mtime);
         self.version.size = self.version.size.or(now.size);
         self.is_one_stretch = false;
-        Ok(())
+        Ok(now)
     }
 
     /// The data ended before the size that was listed, or where no size is known. The transfer was

@@ -89,7 +89,7 @@ impl Vfs {
 
     /// The inode of a path. On the way only the last directory is asked anew, and others where a
     /// name is not in what is known of them.
-    fn walk(
+    pub(super) fn walk(
         &self,
         path: &[u8],
         held: &mut Vec<Ino>,

@@ -12,9 +12,6 @@ use std::time::{Duration, Instant};
 use super::attr::Version;
 use super::tree::Ino;
 
-/// The most bytes, those on their way included.
-const CAPACITY: usize = 32 * 1024 * 1024;
-
 /// The most files: at the 4 KiB that a small one has, 4 MiB.
 const MOST: usize = 1024;
 
@@ -34,6 +31,8 @@ pub struct AheadBytes {
 pub(crate) struct Shelf {
     /// How long a content may be given out.
     ttl: Duration,
+    /// The most bytes, those on their way included.
+    capacity: usize,
     state: Mutex<State>,
     /// Signalled when a fetch ends.
     ended: Condvar,
@@ -74,8 +73,8 @@ pub(crate) struct Ticket {
 }
 
 impl Shelf {
-    pub(crate) fn new(ttl: Duration) -> Self {
-        Self { ttl, state: Mutex::default(), ended: Condvar::new() }
+    pub(crate) fn new(ttl: Duration, capacity: usize) -> Self {
+        Self { ttl, capacity, state: Mutex::default(), ended: Condvar::new() }
     }
 
     /// Makes room for a file that is going to be fetched; `None` if this version is here or on its
@@ -97,7 +96,7 @@ impl Shelf {
             }
             _ => state.drop_entry(ino),
         }
-        while state.bytes + size > CAPACITY || state.entries.len() >= MOST {
+        while state.bytes + size > self.capacity || state.entries.len() >= MOST {
             state.drop_oldest()?;
         }
         state.last += 1;
@@ -176,6 +175,11 @@ impl Shelf {
         }
     }
 
+    /// Is this version here, or on its way?
+    pub(crate) fn holds(&self, ino: Ino, version: &Version) -> bool {
+        self.lock().entries.get(&ino).is_some_and(|entry| entry.version == *version)
+    }
+
     /// The file is changed through the mount, or gone.
     pub(crate) fn forget(&self, ino: Ino) {
         self.lock().drop_entry(ino);
@@ -234,6 +238,8 @@ mod tests {
 
     const TTL: Duration = Duration::from_secs(10);
 
+    const CAPACITY: usize = 1024 * 1024;
+
     fn has(shelf: &Shelf, ino: u64) -> bool {
         shelf.lock().entries.contains_key(&Ino(ino))
     }
@@ -245,7 +251,7 @@ mod tests {
 
     #[test]
     fn only_the_very_version_is_given_out_and_it_is_fetched_once() {
-        let (shelf, now) = (Shelf::new(TTL), Instant::now());
+        let (shelf, now) = (Shelf::new(TTL, CAPACITY), Instant::now());
         let ticket = shelf.claim(Ino(5), version(3, 1), 3, now).unwrap();
         assert_eq!(shelf.claim(Ino(5), version(3, 1), 3, now), None, "on its way");
         shelf.put(ticket, b"abc".to_vec());
@@ -259,7 +265,7 @@ mod tests {
 
     #[test]
     fn what_is_changed_while_it_comes_is_not_kept() {
-        let (shelf, now) = (Shelf::new(TTL), Instant::now());
+        let (shelf, now) = (Shelf::new(TTL, CAPACITY), Instant::now());
         let ticket = shelf.claim(Ino(5), version(3, 1), 3, now).unwrap();
         shelf.forget(Ino(5));
         shelf.put(ticket, b"old".to_vec());
@@ -269,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_content_is_not_believed_for_longer_than_a_listing() {
-        let (shelf, now) = (Shelf::new(TTL), Instant::now());
+        let (shelf, now) = (Shelf::new(TTL, CAPACITY), Instant::now());
         let long_ago = now.checked_sub(TTL).unwrap();
         let ticket = shelf.claim(Ino(5), version(3, 1), 3, long_ago).unwrap();
         shelf.put(ticket, b"abc".to_vec());
@@ -280,7 +286,7 @@ mod tests {
 
     #[test]
     fn room_is_made_by_what_was_read_and_then_by_the_oldest() {
-        let (shelf, now) = (Shelf::new(TTL), Instant::now());
+        let (shelf, now) = (Shelf::new(TTL, CAPACITY), Instant::now());
         let size = CAPACITY / 2;
         for (ino, age) in [(1, 3), (2, 2)] {
             let begun = now.checked_sub(Duration::from_secs(age)).unwrap();
@@ -300,7 +306,7 @@ mod tests {
 
     #[test]
     fn who_asks_for_what_is_on_its_way_waits_for_it() {
-        let shelf = Shelf::new(TTL);
+        let shelf = Shelf::new(TTL, CAPACITY);
         let ticket = shelf.claim(Ino(5), version(3, 1), 3, Instant::now()).unwrap();
         std::thread::scope(|scope| {
             let asks = scope.spawn(|| shelf.take(Ino(5), &version(3, 1), TTL));
