@@ -495,7 +495,7 @@ pub struct DirEntry<'a> {
 
 /// What a directory on the server holds, without our own temporary names.
 fn list(pool: &Pool, path: &RemotePath) -> std::result::Result<Entries, ftp::Error> {
-    Ok(pool.ask(|session| session.list(path))?.without(is_own_name))
+    Ok(pool.list(path)?.without(is_own_name))
 }
 
 /// A file shows what is written to it and not yet sent.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::attr::Version;
 use super::error::{Error, Result};
 use super::window::{MOST, Plan, TAIL, Window, plan};
-use crate::ftp::{self, Download, Pool, RemotePath, Timestamp};
+use crate::ftp::{self, Checked, Download, Look, Pool, RemotePath, Timestamp};
 
 /// How often a read that lost its connection is taken up again where it stopped.
 const TRIES: usize = 3;
@@ -240,10 +240,12 @@ impl Reader {
         }
     }
 
-    /// A transfer from `offset` on, of the version that was opened. The only place where the two
-    /// questions meet: what proves the version may travel with what opens the transfer.
+    /// A transfer from `offset` on, of the version that was opened.
     fn open_at(&mut self, pool: &Pool, path: &RemotePath, offset: u64) -> Result<Download> {
         if self.was_opened {
+            if let Some(download) = self.open_confirmed(pool, path, offset)? {
+                return Ok(download);
+            }
             self.confirm(pool, path)?;
         }
         let download = pool.download(path, offset)?;
@@ -252,17 +254,47 @@ impl Reader {
         Ok(download)
     }
 
+    /// What proves the version travels with what opens the transfer. `None` where the server does
+    /// not tell, or says that nothing is there.
+    fn open_confirmed(
+        &mut self,
+        pool: &Pool,
+        path: &RemotePath,
+        offset: u64,
+    ) -> Result<Option<Download>> {
+        let version = self.version;
+        let checked = pool.download_checked(path, offset, &|look| {
+            told(look).is_some_and(|now| version.agrees_with(&now))
+        })?;
+        match checked {
+            Checked::Opened(download, look) => {
+                if let Some(now) = told(&look) {
+                    self.note_confirmed(&now);
+                }
+                Ok(Some(*download))
+            }
+            Checked::Other(look) => match told(&look) {
+                Some(_) => Err(changed(path)),
+                None => Ok(None),
+            },
+        }
+    }
+
     /// Asks whether the file on the server is still the version that was opened.
     fn confirm(&mut self, pool: &Pool, path: &RemotePath) -> Result<()> {
         let now = Version::of_stat(&pool.ask(|session| session.stat(path))?);
         if !self.version.agrees_with(&now) {
-            return Err(Error::Stale(format!("{path} changed on the server while it was read")));
+            return Err(changed(path));
         }
-        // What the listing left open, or told coarsely, is exact from now on.
+        self.note_confirmed(&now);
+        Ok(())
+    }
+
+    /// What the listing left open, or told coarsely, is exact from now on.
+    fn note_confirmed(&mut self, now: &Version) {
         self.version.mtime = now.mtime.or(self.version.mtime);
         self.version.size = self.version.size.or(now.size);
         self.is_one_stretch = false;
-        Ok(())
     }
 
     /// The data ended before the size that was listed, or where no size is known. The transfer was
@@ -309,6 +341,19 @@ pub(crate) fn leave_parked(pool: &Pool, key: u64) {
             download.leave(false);
         }
     }
+}
+
+/// The version that a look tells, if it tells any.
+fn told(look: &Look) -> Option<Version> {
+    match look {
+        Look::There(stat) => Some(Version::of_stat(stat))
+            .filter(|version| version.size.is_some() || version.mtime.is_some()),
+        Look::Absent | Look::Unknown => None,
+    }
+}
+
+fn changed(path: &RemotePath) -> Error {
+    Error::Stale(format!("{path} changed on the server while it was read"))
 }
 
 fn parked_key(key: u64, number: u64) -> u64 {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::{Pool, Shared, Slot, State};
 use crate::ftp::error::Error;
 use crate::ftp::listing::Entries;
+use crate::ftp::open::Ahead;
 use crate::ftp::path::RemotePath;
 use crate::ftp::server::lock;
 use crate::ftp::session::Session;
@@ -143,7 +144,7 @@ impl Reserved {
         let Self { claim, way } = self;
         match way {
             Way::Free(mut session) => {
-                let is_alive = !session.is_stale() && session.settle().is_ok();
+                let is_alive = !session.is_stale() && session.settle_unless_overlapping().is_ok();
                 is_alive.then_some(Spare { session: *session, claim })
             }
             Way::Connect(slot) => {
@@ -188,7 +189,7 @@ impl Spare {
     /// What is in a directory.
     pub fn list(self, directory: &RemotePath) -> Result<Entries, Error> {
         let Self { mut session, claim } = self;
-        let listed = session.list(directory);
+        let listed = session.list_with(directory, Ahead::Try);
         if listed.as_ref().err().is_none_or(Error::leaves_session_usable) {
             session.give_back();
         } else {
@@ -201,7 +202,7 @@ impl Spare {
     /// A whole file of `size` bytes.
     pub fn fetch(self, path: &RemotePath, size: usize) -> Result<Fetched, Error> {
         let Self { session, claim } = self;
-        let mut download = Download::open(session, path, 0)?;
+        let mut download = Download::open_ahead(session, path)?;
         let mut bytes = vec![0; size];
         let mut filled = 0;
         let mut beyond = [0];
