@@ -180,6 +180,7 @@ fn the_226_of_one_listing_costs_the_next_no_round_trip() {
     // the next question is sent.
     server.fault_once("RETR", What::HoldReply(PATIENCE));
     assert_eq!(fs.read(b"small").unwrap(), b"content");
+    assert!(server.wait_until(|server| server.stuck() == 1, PATIENCE));
     server.clear_commands();
     std::thread::scope(|scope| {
         let listed = scope.spawn(|| fs.names(b"dir").unwrap());
