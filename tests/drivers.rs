@@ -12,7 +12,7 @@ use std::time::Duration;
 use ftpfs::ftp::{Kind, NetworkSettings, Pool, Secret, Target, TlsSettings};
 use ftpfs::fuse::{self, MountSettings, Mounted};
 use ftpfs::vfs::{
-    self, Access, Changes, Ino, Mtime, Options, ROOT, ReadAhead, RenameMode, Vfs, When,
+    self, Access, Changes, Ino, Mtime, Options, ROOT, ReadAhead, RenameMode, StreamLimit, Vfs, When,
 };
 
 use crate::support::server::Server;
@@ -150,6 +150,7 @@ pub fn options(ttl: Duration, staging: &Path) -> Options {
         staging_dir: staging.to_owned(),
         writing: vfs::WritePolicy::default(),
         read_ahead: ReadAhead::Auto,
+        streams: StreamLimit::Auto,
     }
 }
 

@@ -95,6 +95,7 @@ impl MountConfig {
             staging_dir: staging_dir(environment),
             writing,
             read_ahead: arguments.read_ahead.or(words.read_ahead).unwrap_or_default(),
+            streams: arguments.streams.or(words.streams).unwrap_or_default(),
         };
         Ok(Self {
             target,

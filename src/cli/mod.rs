@@ -38,11 +38,11 @@ use config::MountConfig;
 use credentials::Environment;
 use exit::{Failure, Status, TABLE};
 use network::NetworkArguments;
-use options::{parse_connections, parse_read_ahead, parse_timeout, parse_ttl};
+use options::{parse_connections, parse_read_ahead, parse_streams, parse_timeout, parse_ttl};
 use tls::TlsArguments;
 use writing::WritingArguments;
 
-use crate::vfs::ReadAhead;
+use crate::vfs::{ReadAhead, StreamLimit};
 
 /// Mounts an FTP server as a folder.
 #[derive(Debug, Parser)]
@@ -107,6 +107,11 @@ struct MountArguments {
     /// off [default: auto].
     #[arg(long, value_name = "WHEN", value_parser = parse_read_ahead)]
     read_ahead: Option<ReadAhead>,
+
+    /// The most connections for one large file that is read from front to back: a number, 1 for
+    /// off, or auto: as many as are free and bring more [default: auto].
+    #[arg(long, value_name = "N", value_parser = parse_streams)]
+    streams: Option<StreamLimit>,
 
     /// Refuse chown to another user, instead of accepting it without effect.
     #[arg(long)]

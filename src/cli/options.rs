@@ -9,7 +9,7 @@ use super::exit::Failure;
 use super::network::NetworkArguments;
 use super::tls::TlsArguments;
 use super::writing::WritingArguments;
-use crate::vfs::ReadAhead;
+use crate::vfs::{ReadAhead, StreamLimit};
 
 /// More connections than this help no server, and FUSE loops are started for each.
 const MOST_CONNECTIONS: usize = 64;
@@ -74,6 +74,7 @@ pub(crate) struct Words {
     pub(crate) timeout: Option<Duration>,
     pub(crate) connections: Option<usize>,
     pub(crate) read_ahead: Option<ReadAhead>,
+    pub(crate) streams: Option<StreamLimit>,
     pub(crate) password_file: Option<PathBuf>,
     pub(crate) netrc: Option<PathBuf>,
     pub(crate) log: Option<PathBuf>,
@@ -123,6 +124,7 @@ impl Words {
             "timeout" => self.timeout = Some(parse_timeout(&text()).map_err(bad)?),
             "connections" => self.connections = Some(parse_connections(&text()).map_err(bad)?),
             "read_ahead" => self.read_ahead = Some(parse_read_ahead(&text()).map_err(bad)?),
+            "streams" => self.streams = Some(parse_streams(&text()).map_err(bad)?),
             "password_file" => self.password_file = Some(path()),
             "netrc" => self.netrc = Some(path()),
             "log" => self.log = Some(path()),
@@ -167,6 +169,16 @@ pub(crate) fn parse_read_ahead(text: &str) -> Result<ReadAhead, String> {
         "auto" => Ok(ReadAhead::Auto),
         _ => Err("must be off or auto".into()),
     }
+}
+
+/// How many connections for one large file.
+pub(crate) fn parse_streams(text: &str) -> Result<StreamLimit, String> {
+    if text == "auto" {
+        return Ok(StreamLimit::Auto);
+    }
+    parse_connections(text)
+        .map(StreamLimit::Most)
+        .map_err(|_| format!("must be auto or a number from 1 to {MOST_CONNECTIONS}"))
 }
 
 fn seconds(text: &str) -> Option<Duration> {
@@ -218,6 +230,7 @@ mod tests {
             ("connections=0", "connections=0"),
             ("ttl=nan", "ttl=nan"),
             ("read_ahead=no", "read_ahead=no"),
+            ("streams=0", "streams=0"),
         ] {
             assert!(read(list).unwrap_err().message.contains(said), "{list}");
         }

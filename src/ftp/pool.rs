@@ -30,7 +30,7 @@ use super::store::{
 };
 use super::transfer::{Checked, Download, Upload};
 
-pub use spare::{Fetched, Reserved, Spare};
+pub use spare::{Ends, Fetched, Reserved, Spare};
 
 /// The first pause after a failed connection; doubled with each further failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);

@@ -73,24 +73,46 @@ impl Download {
     /// RETR from `offset` on, if the server's look at the file, which travels with what opens the
     /// transfer, is as `check` wants it.
     pub(crate) fn open_checked(
+        session: Session,
+        path: &RemotePath,
+        offset: u64,
+        check: Check,
+    ) -> Result<Checked, Error> {
+        let mut session = session;
+        if offset > 0 && session.server().may(Habit::Rest) {
+            match session.open_checked(path, offset, check) {
+                Err(Error::Refused(_)) if !session.server().may(Habit::Rest) => {}
+                opening => return Self::checked(session, offset, opening),
+            }
+        }
+        let opening = session.open_checked(path, 0, check);
+        match Self::checked(session, 0, opening)? {
+            Checked::Opened(download, look) => {
+                Ok(Checked::Opened(Box::new(download.skip_to(offset)?), look))
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// The same without reading through what is before: a refusal where there is no REST.
+    pub(crate) fn open_part(
         mut session: Session,
         path: &RemotePath,
         offset: u64,
         check: Check,
     ) -> Result<Checked, Error> {
-        let mut rest = if session.server().may(Habit::Rest) { offset } else { 0 };
-        let mut opening = session.open_checked(path, rest, check);
-        if rest > 0
-            && !session.server().may(Habit::Rest)
-            && matches!(opening, Err(Error::Refused(_)))
-        {
-            rest = 0;
-            opening = session.open_checked(path, rest, check);
-        }
+        let opening = session.open_checked(path, offset, check);
+        Self::checked(session, offset, opening)
+    }
+
+    fn checked(
+        session: Session,
+        position: u64,
+        opening: Result<Opening, Error>,
+    ) -> Result<Checked, Error> {
         match opening {
             Ok(Opening::Data(data, next, look)) => {
-                let download = Self { session, data, position: rest, next }.skip_to(offset)?;
-                Ok(Checked::Opened(Box::new(download), look))
+                Ok(Checked::Opened(Box::new(Self { session, data, position, next }), look))
             }
             Ok(Opening::Other(look)) => {
                 session.give_back();

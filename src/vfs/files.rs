@@ -78,7 +78,7 @@ impl Vfs {
         stage: impl FnOnce() -> Result<()>,
     ) -> Result<u64> {
         self.tree().pin(ino);
-        let fh = self.handles.open_file(ino, access, version);
+        let fh = self.handles.open_file(ino, access, version, Some(&self.streams));
         match stage() {
             Ok(()) => Ok(fh),
             Err(error) => {

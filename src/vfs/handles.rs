@@ -10,6 +10,7 @@ use super::error::{Error, Result};
 use super::journal::Mark;
 use super::reader::{Memory, Reader};
 use super::staging::{Staged, View};
+use super::streams::Rules;
 use super::tree::Ino;
 
 /// What all readers together may hold: four busy ones with windows of 4 MiB, and as much again
@@ -92,8 +93,15 @@ pub(crate) enum Unstaged {
 }
 
 impl Handles {
-    pub(crate) fn open_file(&self, ino: Ino, access: Access, version: Version) -> u64 {
-        let reader = Mutex::new(Reader::counted(version, &self.memory));
+    /// Opens a file, of which a large one may have several streams.
+    pub(crate) fn open_file(
+        &self,
+        ino: Ino,
+        access: Access,
+        version: Version,
+        rules: Option<&Arc<Rules>>,
+    ) -> u64 {
+        let reader = Mutex::new(Reader::counted(version, &self.memory).with_streams(rules));
         let file = OpenFile { ino, access, version, ahead: OnceLock::new(), reader };
         let mut state = self.lock();
         *state.opens.entry(ino).or_insert(0) += 1;

@@ -34,6 +34,7 @@ mod room;
 mod sender;
 mod shelf;
 mod staging;
+mod streams;
 mod tree;
 mod window;
 mod writeback;
@@ -53,6 +54,7 @@ pub use prefetch::ReadAhead;
 pub use recovery::{LeftOver, TakenUp, forget_left_over, left_over};
 pub use refresh::{Outdated, Refresh};
 pub use shelf::AheadBytes;
+pub use streams::StreamLimit;
 pub use tree::{Ino, ROOT};
 
 use attr::{Ownership, Shown};
@@ -64,6 +66,7 @@ use refresh::Absent;
 use replace::is_own_name;
 use room::Room;
 use staging::{Urgency, View};
+use streams::Rules;
 use tree::{Name, Tree};
 use writeback::Queue;
 
@@ -91,6 +94,8 @@ pub struct Options {
     pub writing: WritePolicy,
     /// Work ahead of those who walk through the tree.
     pub read_ahead: ReadAhead,
+    /// Connections for one large file.
+    pub streams: StreamLimit,
 }
 
 /// A file that is not on the server yet.
@@ -125,6 +130,7 @@ pub struct Vfs {
     cache: Arc<DirCache>,
     handles: Arc<Handles>,
     prefetch: Prefetch,
+    streams: Arc<Rules>,
     absent: Absent,
     room: Arc<Room>,
     marks: Marks,
@@ -157,6 +163,7 @@ impl Vfs {
             cache: Arc::clone(&parts.cache),
             handles: Arc::clone(&parts.handles),
             prefetch: Prefetch::new(parts, options.read_ahead),
+            streams: Rules::new(Arc::clone(&pool), options.streams),
             absent: Absent::default(),
             room: Arc::new(Room::new(&options.staging_dir, options.writing.cache_size)),
             marks: Marks { dir: options.staging_dir.clone(), server: pool.server_name() },

@@ -6,9 +6,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use super::attr::Version;
 use super::error::{Error, Result};
+use super::streams::{Pace, Rules, Streams, Taken};
 use super::window::{MOST, Plan, TAIL, Window, plan};
 use crate::ftp::{self, Checked, Download, Look, Pool, RemotePath, Timestamp};
 
@@ -34,6 +36,12 @@ pub(crate) struct Reader {
     is_one_stretch: bool,
     /// Data that end here need no further proof: the size as listed, where it does not bind.
     expected: Option<u64>,
+    /// How fast the transfer of the window that was read last is.
+    pace: Pace,
+    /// May a large file have several streams, and by what rules?
+    rules: Option<Arc<Rules>>,
+    /// What they bring.
+    streams: Option<Streams>,
     memory: Memory,
     /// The part of `memory` that is ours.
     held: usize,
@@ -53,9 +61,18 @@ impl Reader {
             was_opened: false,
             is_one_stretch: true,
             expected: None,
+            pace: Pace::default(),
+            rules: None,
+            streams: None,
             memory: Arc::clone(memory),
             held: 0,
         }
+    }
+
+    /// A large file may have several streams.
+    pub(crate) fn with_streams(mut self, rules: Option<&Arc<Rules>>) -> Self {
+        self.rules = rules.map(Arc::clone);
+        self
     }
 
     /// The server took this time at our wish: the content is the same.
@@ -121,12 +138,14 @@ impl Reader {
 
     /// Gives all memory back; a read that goes on where one stopped needs none of it.
     pub(crate) fn rest(&mut self) {
+        self.streams = None;
         self.windows.iter_mut().for_each(Window::forget);
         self.count_memory();
     }
 
     fn count_memory(&mut self) {
-        let now = self.windows.iter().map(Window::memory).sum();
+        let windows: usize = self.windows.iter().map(Window::memory).sum();
+        let now = windows + self.streams.as_ref().map_or(0, Streams::memory);
         self.memory.fetch_add(now, Ordering::Relaxed);
         self.memory.fetch_sub(self.held, Ordering::Relaxed);
         self.held = now;
@@ -148,6 +167,11 @@ impl Reader {
         offset: u64,
         length: usize,
     ) -> Result<()> {
+        if let Plan::ReadThrough(index) = plan
+            && self.take_from_streams(pool, key, index, offset.saturating_add(length as u64))
+        {
+            return Ok(());
+        }
         let (index, mut download) = match plan {
             Plan::Serve(_) => return Ok(()),
             Plan::ReadThrough(index) => self.go_on(pool, path, key, index, offset)?,
@@ -158,12 +182,21 @@ impl Reader {
         let Some(window) = self.windows.get_mut(index) else { return Err(Error::Invalid) };
         while window.end() < wanted {
             let left = size.saturating_sub(window.end());
+            let asked = Instant::now();
             let count = download.read(window.room(wanted - window.end(), left))?;
             if count == 0 {
                 let end = window.end();
                 return self.end_early(download, pool, path, end);
             }
             window.filled(count);
+            if let Some(rules) = self.rules.as_ref().filter(|_| window.goes_on()) {
+                let now = Instant::now();
+                let alone = self.pace.note(count, now.duration_since(asked), now);
+                if let (Some(alone), None) = (alone, &self.streams) {
+                    let (number, end) = (window.number(), window.end());
+                    self.streams = Streams::begin(rules, path, self.version, number, end, alone);
+                }
+            }
         }
         if window.end() >= size {
             download.leave(true);
@@ -171,6 +204,37 @@ impl Reader {
             pool.park(parked_key(key, window.number()), download);
         }
         Ok(())
+    }
+
+    /// Fills a window up to `wanted` by what further streams have brought; false where the window's
+    /// own transfer has to go on.
+    fn take_from_streams(&mut self, pool: &Pool, key: u64, index: usize, wanted: u64) -> bool {
+        let Some(streams) = &mut self.streams else { return false };
+        let Some(window) = self.windows.get_mut(index) else { return false };
+        if streams.window() != window.number() {
+            return false;
+        }
+        window.go_on();
+        let size = self.version.size.unwrap_or(u64::MAX);
+        while window.end() < wanted {
+            let end = window.end();
+            let had_own = !streams.has_left_own();
+            match streams.take(end, window.room(wanted - end, size.saturating_sub(end))) {
+                Taken::Bytes(count) => window.filled(count),
+                Taken::OwnWay => return false,
+                Taken::Over => {
+                    self.streams = None;
+                    return false;
+                }
+            }
+            if had_own && let Some(download) = pool.resume(parked_key(key, window.number())) {
+                download.leave(false);
+            }
+            self.version = streams.version();
+            // Not one stretch of one transfer any more.
+            self.is_one_stretch = false;
+        }
+        true
     }
 
     /// The parked download of a window, or another one that takes its place.
@@ -208,6 +272,12 @@ impl Reader {
         place: Option<usize>,
         offset: u64,
     ) -> Result<(usize, Download)> {
+        self.pace.reset();
+        if place.and_then(|place| self.windows.get(place)).map(Window::number)
+            == self.streams.as_ref().map(Streams::window)
+        {
+            self.streams = None;
+        }
         for (index, window) in self.windows.iter().enumerate() {
             if (!window.goes_on() || place == Some(index))
                 && let Some(download) = pool.resume(parked_key(key, window.number()))
