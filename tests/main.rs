@@ -22,6 +22,7 @@ mod hostile;
 mod lane;
 mod model;
 mod network;
+mod streams;
 mod support;
 mod trouble;
 mod wire_server;

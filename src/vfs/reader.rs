@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use super::attr::Version;
 use super::error::{Error, Result};
-use super::streams::{Pace, Rules, Streams, Taken};
+use super::streams::{Pace, Proof, Rules, Streams};
 use super::window::{MOST, Plan, TAIL, Window, plan};
 use crate::ftp::{self, Checked, Download, Look, Pool, RemotePath, Timestamp};
 
@@ -214,25 +214,35 @@ impl Reader {
         if streams.window() != window.number() {
             return false;
         }
-        window.go_on();
-        let size = self.version.size.unwrap_or(u64::MAX);
-        while window.end() < wanted {
-            let end = window.end();
-            let had_own = !streams.has_left_own();
-            match streams.take(end, window.room(wanted - end, size.saturating_sub(end))) {
-                Taken::Bytes(count) => window.filled(count),
-                Taken::OwnWay => return false,
-                Taken::Over => {
+        if !streams.has_left_own() {
+            match streams.prove(window.end(), |from, length| window.bytes(from, length)) {
+                Proof::Same => {}
+                Proof::Missing => return false,
+                Proof::Over => {
                     self.streams = None;
                     return false;
                 }
             }
-            if had_own && let Some(download) = pool.resume(parked_key(key, window.number())) {
+            if let Some(download) = pool.resume(parked_key(key, window.number())) {
                 download.leave(false);
             }
-            self.version = streams.version();
-            // Not one stretch of one transfer any more.
-            self.is_one_stretch = false;
+        }
+        window.go_on();
+        self.pace.reset();
+        // Not one stretch of one transfer any more.
+        self.is_one_stretch = false;
+        self.version = streams.version();
+        let size = self.version.size.unwrap_or(u64::MAX);
+        while window.end() < wanted {
+            let end = window.end();
+            let room = window.room(wanted - end, size.saturating_sub(end));
+            match streams.take(end, room) {
+                Some(count) => window.filled(count),
+                None => {
+                    self.streams = None;
+                    return false;
+                }
+            }
         }
         true
     }

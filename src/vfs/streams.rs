@@ -27,6 +27,9 @@ const ROOM: usize = 8;
 /// The most streams; one part is being taken by the reader.
 const MOST: usize = ROOM - 1;
 
+/// So much of the first part is compared with what the reader's own stream brought.
+const PROOF: usize = 64 * 1024;
+
 /// So far ahead of the reader's own stream the first part begins: while that gets there, another
 /// connection logs in and brings a part at the same speed.
 const LEAD: u64 = 3 * PART;
@@ -132,13 +135,14 @@ fn rate(bytes: u64, elapsed: Duration) -> u64 {
     bytes.saturating_mul(1_000_000) / micros
 }
 
-/// What the reader does next.
+/// What the first part shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Taken {
-    Bytes(usize),
-    /// Its own transfer brings what comes next.
-    OwnWay,
-    /// Nothing more comes from here.
+pub(crate) enum Proof {
+    /// The reader is not there yet.
+    Missing,
+    /// It brings what the reader's own transfer brought.
+    Same,
+    /// Or not: nothing is taken from here.
     Over,
 }
 
@@ -173,6 +177,8 @@ struct State {
     next: u64,
     threads: usize,
     wanted: usize,
+    /// How many were wanted before the last change.
+    before: usize,
     phase: Phase,
     /// Bytes in a second of the reader's stream alone.
     alone: u64,
@@ -189,9 +195,9 @@ struct State {
 enum Phase {
     /// One part beside the reader's own stream.
     Trial,
-    /// One more stream is tried after each measurement.
+    /// Twice as many are tried after each measurement.
     Growing,
-    /// One more brought no more.
+    /// More brought no more.
     Grown,
     Over,
 }
@@ -234,6 +240,7 @@ impl Streams {
             next: at + LEAD,
             threads: 0,
             wanted: 1,
+            before: 1,
             phase: Phase::Trial,
             alone,
             best: 0,
@@ -274,38 +281,61 @@ impl Streams {
         self.shared.lock().parts.len().saturating_mul(PART as usize)
     }
 
-    /// The bytes at `at`, as many as there are in one part. Waits for a part only if there is no
-    /// other way.
-    pub(crate) fn take(&mut self, at: u64, room: &mut [u8]) -> Taken {
-        let shared = Arc::clone(&self.shared);
+    /// Before anything is taken: the reader's own bytes before `end`, which `own` gives, must be
+    /// those of the first part. A server may accept an offset and not heed it.
+    pub(crate) fn prove<'a>(&mut self, end: u64, own: impl Fn(u64, usize) -> &'a [u8]) -> Proof {
+        self.shared.passed.store(end, Ordering::Relaxed);
+        let mut state = self.shared.lock();
+        state.drop_passed(end);
+        if state.phase == Phase::Over {
+            return Proof::Over;
+        }
+        let from = end.saturating_sub(PROOF as u64);
+        let part = state.parts.front().filter(|part| part.start <= from);
+        let Some(Part { start, bytes: Some(bytes), .. }) = part else { return Proof::Missing };
+        if state.phase == Phase::Trial {
+            return Proof::Missing;
+        }
+        let from_start = usize::try_from(from - start).unwrap_or(usize::MAX);
+        let there = bytes.get(from_start..from_start.saturating_add(PROOF));
+        if there == Some(own(from, PROOF)) {
+            self.has_left_own = true;
+            return Proof::Same;
+        }
+        log::warn!("{}: the server does not heed offsets, or the file changed", self.shared.path);
+        self.shared.rules.be_quiet(PAUSE);
+        self.shared.end(&mut state);
+        Proof::Over
+    }
+
+    /// The bytes at `at`, as many as there are in one part, which is waited for. `None`: nothing
+    /// more comes from here.
+    pub(crate) fn take(&mut self, at: u64, room: &mut [u8]) -> Option<usize> {
+        let shared = &self.shared;
         shared.passed.store(at, Ordering::Relaxed);
         let until = Instant::now() + shared.rules.pool.timeout();
         let mut state = shared.lock();
         loop {
             state.drop_passed(at);
-            let is_on = matches!(state.phase, Phase::Growing | Phase::Grown);
-            match state.parts.front() {
-                Some(Part { start, bytes: Some(bytes), .. }) if is_on && *start <= at => {
+            let is_on_its_way = match state.parts.front() {
+                Some(Part { start, bytes: Some(bytes), .. }) if *start <= at => {
                     let from = usize::try_from(at - start).unwrap_or(usize::MAX);
                     let there = bytes.get(from..).unwrap_or_default();
                     let count = there.len().min(room.len());
-                    if let (Some(to), Some(from)) = (room.get_mut(..count), there.get(..count)) {
-                        to.copy_from_slice(from);
-                    }
-                    self.has_left_own = true;
+                    room.get_mut(..count)?.copy_from_slice(there.get(..count)?);
                     state.drop_passed(at + count as u64);
                     shared.changed.notify_all();
-                    return Taken::Bytes(count);
+                    return Some(count);
                 }
-                _ if !self.has_left_own && state.phase != Phase::Over => return Taken::OwnWay,
-                Some(Part { start, .. }) if is_on && *start <= at => {}
-                // It comes next, or is about to be begun.
-                None if is_on && state.next == at && state.threads > 0 => {}
-                _ => return Taken::Over,
-            }
-            let Some(left) = until.checked_duration_since(Instant::now()) else {
-                return Taken::Over;
+                Some(Part { start, bytes: None, .. }) => *start <= at,
+                // It is about to be begun.
+                None => state.next == at && state.threads > 0,
+                Some(_) => false,
             };
+            if !is_on_its_way || state.phase == Phase::Over {
+                return None;
+            }
+            let left = until.checked_duration_since(Instant::now())?;
             state.waited = true;
             let woken = shared.changed.wait_timeout(state, left);
             (state, _) = woken.unwrap_or_else(PoisonError::into_inner);
@@ -434,6 +464,7 @@ impl Shared {
                     self.end(&mut state);
                 } else {
                     state.phase = Phase::Growing;
+                    state.before = 2;
                     state.wanted = 2;
                     state.begin_measuring();
                     self.staff(&mut state);
@@ -459,14 +490,15 @@ impl Shared {
                 return self.end(state);
             }
             if state.phase == Phase::Growing {
-                if now / 23 * 20 >= state.best && state.wanted < self.rules.most {
-                    state.wanted += 1;
-                    self.staff(state);
-                } else if state.wanted > 2 && now / 23 * 20 < state.best {
-                    state.wanted -= 1;
+                if now / 23 * 20 < state.best {
+                    state.wanted = state.before;
                     state.phase = Phase::Grown;
+                } else if state.wanted < self.rules.most {
+                    state.before = state.wanted;
+                    state.wanted = (state.wanted * 2).min(self.rules.most);
+                    self.staff(state);
                 }
-                state.best = state.best.max(now);
+                state.best = now;
             }
         }
         state.begin_measuring();

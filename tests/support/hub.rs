@@ -33,6 +33,12 @@ pub struct State {
     pub refusing: bool,
     pub releases: u64,
     pub delay: Duration,
+    /// Bytes a second of each data connection that sends; 0: as fast as it goes.
+    pub rate: u64,
+    /// Of each data connection, in bytes; `None`: what the kernel likes.
+    pub send_buffer: Option<usize>,
+    /// Bytes that went into data connections.
+    pub sent: u64,
     pub dialect: Dialect,
     pub faults: Faults,
     pub commands: Vec<Command>,
@@ -103,6 +109,9 @@ impl Hub {
             refusing: false,
             releases: 0,
             delay: Duration::ZERO,
+            rate: 0,
+            send_buffer: None,
+            sent: 0,
             dialect,
             faults: Faults::default(),
             commands: Vec::new(),

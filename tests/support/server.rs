@@ -267,6 +267,21 @@ impl Server {
         self.hub.change(|state| state.delay = delay);
     }
 
+    /// No data connection sends more bytes a second; 0: as fast as it goes.
+    pub fn set_rate(&self, rate: u64) {
+        self.hub.change(|state| state.rate = rate);
+    }
+
+    /// How much of what is sent may wait in the kernel, so that it counts as sent when it is.
+    pub fn set_send_buffer(&self, bytes: usize) {
+        self.hub.change(|state| state.send_buffer = Some(bytes));
+    }
+
+    /// Bytes sent over data connections so far.
+    pub fn bytes_sent(&self) -> u64 {
+        self.hub.look(|state| state.sent)
+    }
+
     /// Turns switches while sessions are open.
     pub fn set_dialect(&self, change: impl FnOnce(&mut Dialect)) {
         self.hub.change(|state| change(&mut state.dialect));

@@ -134,6 +134,9 @@ impl Data {
             };
         };
         let _ = stream.set_nodelay(true);
+        if let Some(bytes) = hub.look(|state| state.send_buffer) {
+            let _ = socket2::SockRef::from(&stream).set_send_buffer_size(bytes);
+        }
         let socket = Arc::new(stream);
         hub.change(|state| {
             let over = is_over(state, session);
@@ -156,8 +159,13 @@ impl Data {
         mut source: impl FnMut(u64, &mut [u8]) -> io::Result<usize>,
     ) -> Result<Finish, Gone> {
         let mut block = vec![0; BLOCK];
+        let begun = Instant::now();
         loop {
             self.gate()?;
+            let rate = self.hub.look(|state| state.rate);
+            if let Some(micros) = (self.moved * 1_000_000).checked_div(rate) {
+                wait_for(&self.hub, self.session, begun + Duration::from_micros(micros))?;
+            }
             let length = match source(offset, &mut block) {
                 Ok(0) => break,
                 Ok(length) => length,
@@ -258,6 +266,7 @@ impl Data {
                 return self.broken().map(Some);
             }
             self.moved += now.len() as u64;
+            self.hub.change(|state| state.sent += now.len() as u64);
             rest = later;
             if most == now.len()
                 && let Some(then) = self.strike()?
