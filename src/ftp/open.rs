@@ -1,7 +1,7 @@
 //! How a transfer that brings bytes is opened, and what is said at its end.
 //!
-//! The question for a data connection, the offset and a look at the file travel in one segment.
-//! Where the server leaves commands alone until a transfer is over, the question for the *next*
+//! The question for a data connection and the offset travel in one segment; a look at the file
+//! travels with the transfer that it is for. Where the server leaves commands alone until a transfer is over, the question for the *next*
 //! data connection travels with this transfer: its answer, a [`Door`], is at hand with the 226, and
 //! the next transfer costs two round trips instead of three.
 //!
@@ -46,13 +46,13 @@ pub(crate) enum Ahead {
     Try,
 }
 
-/// What has to hold of the file as it is now: the path, and whether to go on.
+/// What has to hold of the file as it is now.
 pub(crate) type Check<'a> = &'a dyn Fn(&Look) -> bool;
 
 /// What became of a transfer that was to be opened.
 pub(crate) enum Opening {
-    Data(DataSocket, Option<Ask>, Look),
-    /// The check said no to this; nothing was sent.
+    Data(DataSocket, Look),
+    /// The check said no to this; nothing comes.
     Other(Look),
 }
 
@@ -112,6 +112,10 @@ pub(crate) fn prepare(
     Ok((door, before))
 }
 
+pub(crate) fn retrieve(path: &RemotePath) -> String {
+    format!("RETR {}", path.to_wire())
+}
+
 impl Stock {
     fn new(reply: Reply) -> Self {
         Self { reply, since: Instant::now() }
@@ -135,7 +139,9 @@ impl Session {
         self.begin_data(door, command, offset, ahead)
     }
 
-    /// The same for a file that must be as `check` wants it.
+    /// The same for a file that must be as `check` wants it. The look and the transfer are in one
+    /// segment, so that nobody can replace the file in between but within the server's own
+    /// microseconds.
     pub(crate) fn open_checked(
         &mut self,
         path: &RemotePath,
@@ -143,15 +149,68 @@ impl Session {
         check: Check,
     ) -> Result<Opening, Error> {
         let stock = self.take_stock()?;
-        let (door, look) = prepare(self, stock, Some(path), offset)?;
+        if !may_share(self.server()) {
+            return self.open_checked_slowly(path, offset, check);
+        }
+        let (door, _) = prepare(self, stock, None, 0)?;
+        let way = self.way_through(door)?;
+        let mut asks = Ask::look(self.server(), path);
+        if offset > 0 {
+            asks.push(Ask::new(Kind::Rest, format!("REST {offset}")));
+        }
+        let command = retrieve(path);
+        let lines = asks.iter().map(|ask| ask.line.as_str()).chain(std::iter::once(&*command));
+        self.send_lines(lines)?;
+        let replies = read_behind(self, &asks)?;
+        let reply = self.read_reply()?;
+        let look = looked(self.server(), &asks, &replies);
+        let refused = asks.iter().zip(replies).find_map(|(ask, reply)| {
+            (ask.kind == Kind::Rest && reply.code != 350).then_some(reply)
+        });
+        let is_good = check(&look) && refused.is_none();
+        match reply.code {
+            100..200 if is_good => return Ok(Opening::Data(self.data_socket(way)?, look)),
+            100..200 => {
+                self.data_socket(way)?.reset();
+                self.owe(None, None);
+            }
+            421 => return Err(Error::Closing(reply)),
+            _ => {
+                self.forget_offset(offset)?;
+                if is_good {
+                    return Err(self.sort_refusal(Error::from_reply(reply)));
+                }
+            }
+        }
+        let Some(reply) = refused else { return Ok(Opening::Other(look)) };
+        if reply.is_unknown_command() {
+            self.server().learn(Habit::Rest, Verdict::No);
+        }
+        Err(Error::from_reply(reply))
+    }
+
+    /// One by one.
+    fn open_checked_slowly(
+        &mut self,
+        path: &RemotePath,
+        offset: u64,
+        check: Check,
+    ) -> Result<Opening, Error> {
+        let (door, look) = prepare(self, None, Some(path), offset)?;
         let look = look.unwrap_or(Look::Unknown);
         if !check(&look) {
             self.forget_offset(offset)?;
             return Ok(Opening::Other(look));
         }
-        let command = format!("RETR {}", path.to_wire());
-        let (data, next) = self.begin_data(door, &command, offset, Ahead::No)?;
-        Ok(Opening::Data(data, next, look))
+        let (data, _) = self.begin_data(door, &retrieve(path), offset, Ahead::No)?;
+        Ok(Opening::Data(data, look))
+    }
+
+    fn way_through(&mut self, door: Door) -> Result<Way, Error> {
+        match door {
+            Door::Passive(reply) => self.dial_reply(&reply),
+            Door::Open(way) => Ok(way),
+        }
     }
 
     fn begin_data(
@@ -161,10 +220,7 @@ impl Session {
         offset: u64,
         ahead: Ahead,
     ) -> Result<(DataSocket, Option<Ask>), Error> {
-        let way = match door {
-            Door::Passive(reply) => self.dial_reply(&reply)?,
-            Door::Open(way) => way,
-        };
+        let way = self.way_through(door)?;
         let next = self.next_ask(ahead);
         self.send_lines(std::iter::once(command).chain(next.iter().map(|ask| ask.line.as_str())))?;
         let reply = self.read_reply()?;

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 
 use super::error::Error;
 use super::lane::{Ask, Look};
-use super::open::{Ahead, Check, Opening};
+use super::open::{Ahead, Check, Opening, retrieve};
 use super::path::RemotePath;
 use super::server::{Habit, Verdict};
 use super::session::{Session, out_of_step};
@@ -53,7 +53,7 @@ impl Download {
         offset: u64,
         ahead: Ahead,
     ) -> Result<Self, Error> {
-        let command = format!("RETR {}", path.to_wire());
+        let command = retrieve(path);
         if offset > 0 && session.server().may(Habit::Rest) {
             match session.open_data(&command, offset, ahead) {
                 Err(Error::Refused(reply)) if reply.is_unknown_command() => {
@@ -111,8 +111,9 @@ impl Download {
         opening: Result<Opening, Error>,
     ) -> Result<Checked, Error> {
         match opening {
-            Ok(Opening::Data(data, next, look)) => {
-                Ok(Checked::Opened(Box::new(Self { session, data, position, next }), look))
+            Ok(Opening::Data(data, look)) => {
+                let download = Self { session, data, position, next: None };
+                Ok(Checked::Opened(Box::new(download), look))
             }
             Ok(Opening::Other(look)) => {
                 session.give_back();

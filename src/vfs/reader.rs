@@ -334,7 +334,7 @@ impl Reader {
         Ok(download)
     }
 
-    /// What proves the version travels with what opens the transfer. `None` where the server does
+    /// What proves the version travels with the transfer. `None` where the server does
     /// not tell, or says that nothing is there.
     fn open_confirmed(
         &mut self,

@@ -58,6 +58,8 @@ pub struct Line {
     pub hung_up: bool,
     /// Waits in a fault or a delay.
     pub stuck: bool,
+    /// Carries out a command, or one that came in the same segment is about to follow.
+    pub inside: bool,
     /// An ABOR is in the inbox.
     pub aborted: bool,
     pub ended: Option<Ending>,
@@ -86,6 +88,8 @@ pub struct Command {
 pub struct Received {
     pub line: Vec<u8>,
     pub at: Instant,
+    /// Another one came with it.
+    pub has_more: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -132,6 +132,20 @@ impl Server {
         self.hub.touch();
     }
 
+    /// The same at a moment when no session is at a command, or between two of one segment: a real
+    /// server needs microseconds for these.
+    pub fn rename_between(&self, from: impl AsRef<[u8]>, to: impl AsRef<[u8]>) {
+        let (from, to) = (ServerPath::absolute(from), ServerPath::absolute(to));
+        let rename = |state: &mut State| {
+            if state.lines.values().any(|line| line.inside) {
+                return None;
+            }
+            self.hub.storage.rename(&from, &to, unix_now()).unwrap();
+            Some(())
+        };
+        self.hub.wait(Some(Instant::now() + PATIENCE), rename).unwrap();
+    }
+
     pub fn symlink(&self, path: impl AsRef<[u8]>, target: impl AsRef<[u8]>) {
         let path = self.with_parents(path);
         self.hub.storage.make_link(&path, target.as_ref(), self.hub.now()).unwrap();

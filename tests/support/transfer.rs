@@ -142,6 +142,8 @@ impl Data {
             let over = is_over(state, session);
             let line = state.lines.get_mut(&session).ok_or(Gone)?;
             line.data = Arc::downgrade(&socket);
+            // What is sent now is decided.
+            line.inside = false;
             // An ABOR that came before the socket was known finds it now.
             if line.aborted {
                 hang_up(&socket, Ending::Close, false);
