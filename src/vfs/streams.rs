@@ -556,3 +556,30 @@ impl State {
         self.waited = false;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a stream of so many bytes a second tells after each measurement, its reader waiting for
+    /// so much of the time.
+    fn told(rates: &[u64], waits: f64) -> Vec<Option<u64>> {
+        let (mut pace, mut now) = (Pace::default(), Instant::now());
+        pace.note(0, Duration::ZERO, now);
+        let mut measure = |rate: &u64| {
+            let took = Duration::from_secs_f64(EVIDENCE as f64 / *rate as f64);
+            now += took;
+            pace.note(EVIDENCE as usize, took.mul_f64(waits), now)
+        };
+        rates.iter().map(|rate| measure(rate).map(|rate| rate / 1_000_000)).collect()
+    }
+
+    #[test]
+    fn only_a_slow_stream_that_has_levelled_off_and_is_waited_for_wants_company() {
+        const MB: u64 = 1_000_000;
+        assert_eq!(told(&[2 * MB, 2 * MB], 0.9), [None, Some(2)]);
+        assert_eq!(told(&[2 * MB, 4 * MB, 8 * MB, 8 * MB], 0.9), [None, None, None, Some(8)]);
+        assert_eq!(told(&[2 * MB, 2 * MB], 0.2), [None, None], "the reader is slower");
+        assert_eq!(told(&[900 * MB, 900 * MB], 0.9), [None, None], "nothing to be gained");
+    }
+}
