@@ -136,7 +136,7 @@ impl World {
     /// What the server must have; with write-back it has that later, and often the mount is looked
     /// at instead.
     fn compare(&mut self) -> Check {
-        if self.mode == Mode::WriteBack && !self.is_contested() && self.count % 4 != 0 {
+        if self.mode == Mode::WriteBack && !self.is_contested() && !self.count.is_multiple_of(4) {
             return self.compare_visible("");
         }
         if self.send_promised()? { self.compare_server() } else { Ok(()) }
