@@ -10,11 +10,8 @@ use super::commit::{self, Committed};
 use super::dircache::Item;
 use super::error::{Error, Result};
 use super::handles::{Access, OpenFile, Shared};
-<<<<<<< HEAD
 use super::names::entry_of_now;
-=======
 use super::pages::Kept;
->>>>>>> cache
 use super::reader::leave_parked;
 use super::replace::put_away;
 use super::staging::{Place, Staged, Start, Urgency};
@@ -94,7 +91,7 @@ impl Vfs {
         stage: impl FnOnce() -> Result<()>,
     ) -> Result<u64> {
         self.tree().pin(ino);
-        let fh = self.handles.open_file(ino, access, version, cached);
+        let fh = self.handles.open_file(ino, access, version, cached, Some(&self.streams));
         match stage() {
             Ok(()) => Ok(fh),
             Err(error) => {
