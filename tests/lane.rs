@@ -299,7 +299,9 @@ fn a_cut_upload_is_no_success_and_nothing_is_renamed() {
 
 #[test]
 fn every_fault_at_every_command_of_an_upload() {
-    const DATA_FAULTS: &[What] = &[
+    const MORE: &[What] = &[
+        // Believed, as nothing tells it from the right one; the work is done a moment later.
+        What::PreReply(250, "for another command"),
         What::CutData(4),
         What::CutDataSilence(4),
         What::CutControlAfter(4),
@@ -315,7 +317,7 @@ fn every_fault_at_every_command_of_an_upload() {
         for (name, operation) in operations {
             for verb in ["EPSV", "MLST", "SIZE", "MDTM", "STOR", "SITE", "MFMT", "RNFR", "RNTO"] {
                 for nth in 1..=2 {
-                    for what in FAULTS.iter().chain(DATA_FAULTS) {
+                    for what in FAULTS.iter().chain(MORE) {
                         cells.push((
                             dialect,
                             patient_warm as Start,

@@ -24,7 +24,6 @@ pub const FAULTS: &[What] = &[
     What::LoseReply,
     What::DoubleReply,
     What::PreReply(226, "for another command"),
-    What::PreReply(250, "for another command"),
     What::PreReply(550, "for another command"),
     What::SplitReply,
     What::HoldReply(Duration::from_millis(30)),
