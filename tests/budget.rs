@@ -174,22 +174,21 @@ fn what_opens_a_transfer_is_one_segment_and_the_transfer_the_next() {
     }
 }
 
+/// pyftpdlib 2.0.1 breaks off what it takes to be under way when an EPSV comes; where nothing is known
+/// of the server, its 226 is waited for.
 #[test]
-fn the_226_of_one_listing_costs_the_next_no_round_trip() {
-    let (server, fs) = warm(Dialect::vsftpd());
-    // The reply at the end of the file comes only when it is released: nobody waits for it before
-    // the next question is sent.
+fn nothing_is_asked_before_an_owed_226_of_a_server_that_nobody_knows() {
+    let (server, fs) = warm(Dialect::pyftpdlib());
     server.fault_once("RETR", What::HoldReply(PATIENCE));
     assert_eq!(fs.read(b"small").unwrap(), b"content");
     assert!(server.wait_until(|server| server.stuck() == 1, PATIENCE));
     server.clear_commands();
     std::thread::scope(|scope| {
         let listed = scope.spawn(|| fs.names(b"dir").unwrap());
-        let is_asked = |server: &Server| server.commands() == ["EPSV"];
-        let asked = server.wait_until(is_asked, PATIENCE / 4);
+        let is_asked = |server: &Server| !server.commands().is_empty();
+        assert!(!server.wait_until(is_asked, Duration::from_millis(200)));
         server.release();
         assert_eq!(listed.join().unwrap(), [b"file"]);
-        assert!(asked, "{:?}", server.commands());
     });
     assert_eq!(server.sessions_total(), 1);
 }

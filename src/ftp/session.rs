@@ -194,10 +194,12 @@ impl Session {
         if self.can_overlap() { Ok(()) } else { self.settle() }
     }
 
-    /// May a question be sent before the reply that is owed is read? All data were read to their
-    /// end, so that the server has nothing more to do for that transfer but to say so.
+    /// May a question be sent before the reply that is owed is read? All data were read, so that the
+    /// server has nothing more to do for that transfer but to say so; but one that does not leave
+    /// commands alone meanwhile (pyftpdlib 2.0.1) may break off what it takes to be under way.
     pub(crate) fn can_overlap(&self) -> bool {
         may_share(&self.server)
+            && self.server.verdict(Habit::Queues) == Verdict::Yes
             && self.passive_command().is_some()
             && self
                 .owed
