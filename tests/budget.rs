@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::drivers::{Direct, Driver, How};
 use crate::support::dialect::Dialect;
-use crate::support::server::Server;
+use crate::support::faults::What;
+use crate::support::server::{PATIENCE, Server};
 
 /// The verbs sent while `work` ran.
 fn verbs(server: &Server, work: impl FnOnce()) -> Vec<String> {
@@ -73,7 +74,7 @@ fn another_offset_proves_the_version_first() {
         file.read_at(1_900_000, 10).unwrap();
         file.read_at(10, 10).unwrap();
     });
-    assert_eq!(sent, ["EPSV", "REST", "RETR", "MLST", "EPSV", "REST", "RETR"]);
+    assert_eq!(sent, ["EPSV", "REST", "RETR", "EPSV", "MLST", "REST", "RETR"]);
 }
 
 #[test]
@@ -141,4 +142,86 @@ fn a_directory_of_twenty_thousand_files_is_listed_once() {
         fs.stat(format!("flat/file-{index:05}").as_bytes()).unwrap();
     }
     assert_eq!(server.count("MLSD"), 2, "the root and the directory");
+}
+
+/// The verbs of each segment of one session, in order.
+fn segments(server: &Server, session: u64) -> Vec<String> {
+    let mut segments: Vec<(u64, String)> = Vec::new();
+    for command in server.history().into_iter().filter(|command| command.session == session) {
+        match segments.last_mut() {
+            Some((segment, verbs)) if *segment == command.segment => {
+                verbs.push(' ');
+                verbs.push_str(&command.verb);
+            }
+            _ => segments.push((command.segment, command.verb)),
+        }
+    }
+    segments.into_iter().map(|(_, verbs)| verbs).collect()
+}
+
+#[test]
+fn what_opens_a_transfer_is_one_segment_and_the_transfer_the_next() {
+    for (dialect, look) in [(Dialect::proftpd(), "MLST"), (Dialect::vsftpd(), "SIZE MDTM")] {
+        let (server, fs) = warm(dialect);
+        server.clear_commands();
+        let mut file = fs.open(b"big", How::READ).unwrap();
+        file.read_at(1_900_000, 10).unwrap();
+        file.read_at(10, 10).unwrap();
+        let first = ["EPSV REST", "RETR"].map(String::from);
+        // The look is as close to the transfer as it can be.
+        let second = ["EPSV".into(), format!("{look} REST RETR")];
+        assert_eq!(segments(&server, 1), [first, second].concat());
+    }
+}
+
+/// pyftpdlib 2.0.1 breaks off what it takes to be under way when an EPSV comes; where nothing is known
+/// of the server, its 226 is waited for.
+#[test]
+fn nothing_is_asked_before_an_owed_226_of_a_server_that_nobody_knows() {
+    let (server, fs) = warm(Dialect::pyftpdlib());
+    server.fault_once("RETR", What::HoldReply(PATIENCE));
+    assert_eq!(fs.read(b"small").unwrap(), b"content");
+    assert!(server.wait_until(|server| server.stuck() == 1, PATIENCE));
+    server.clear_commands();
+    std::thread::scope(|scope| {
+        let listed = scope.spawn(|| fs.names(b"dir").unwrap());
+        let is_asked = |server: &Server| !server.commands().is_empty();
+        assert!(!server.wait_until(is_asked, Duration::from_millis(200)));
+        server.release();
+        assert_eq!(listed.join().unwrap(), [b"file"]);
+    });
+    assert_eq!(server.sessions_total(), 1);
+}
+
+#[test]
+fn a_row_of_files_costs_one_segment_each_where_the_server_queues() {
+    const FILES: usize = 60;
+    for (dialect, follows) in [
+        (Dialect::proftpd(), true),
+        (Dialect::vsftpd(), true),
+        (Dialect::pureftpd(), true),
+        (Dialect::pyftpdlib(), false),
+    ] {
+        let server = Server::start(dialect);
+        for index in 0..FILES {
+            server.put(format!("/row/f{index:02}"), "content");
+        }
+        let fs = Direct::new(&server, 2, Duration::from_secs(600));
+        server.set_delay(Duration::from_millis(5));
+        for index in 0..FILES {
+            assert_eq!(fs.read(format!("row/f{index:02}").as_bytes()).unwrap(), b"content");
+        }
+        assert_eq!(server.sessions_total(), 2, "none was lost");
+        // Work ahead and requests share the two connections.
+        let sent: Vec<Vec<String>> = (1..=2).map(|session| segments(&server, session)).collect();
+        let count = |wanted: &str| sent.iter().flatten().filter(|verbs| *verbs == wanted).count();
+        assert_eq!(count("RETR NOOP"), 1, "{sent:?}");
+        if follows {
+            assert!(count("RETR EPSV") > FILES / 6, "{sent:?}");
+            let asks_again = |pair: &[String]| pair == ["RETR EPSV", "EPSV"];
+            assert!(!sent.iter().any(|sent| sent.windows(2).any(asks_again)), "{sent:?}");
+        } else {
+            assert_eq!(count("RETR EPSV"), 0, "{sent:?}");
+        }
+    }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use ftpfs::ftp::{Kind, NetworkSettings, Pool, Secret, Target, TlsSettings};
 use ftpfs::fuse::{self, MountSettings, Mounted};
 use ftpfs::vfs::{
-    self, Access, Changes, Ino, Mtime, Options, ROOT, ReadAhead, RenameMode, Vfs, When,
+    self, Access, Changes, Ino, Mtime, Options, ROOT, ReadAhead, RenameMode, StreamLimit, Vfs, When,
 };
 
 use crate::support::server::Server;
@@ -152,6 +152,7 @@ pub fn options(ttl: Duration, staging: &Path) -> Options {
         read_ahead: ReadAhead::Auto,
         memory: Options::MEMORY,
         cache_dir: None,
+        streams: StreamLimit::Auto,
     }
 }
 

@@ -24,6 +24,7 @@ mod lane;
 mod matrix;
 mod model;
 mod network;
+mod streams;
 mod support;
 mod trouble;
 mod wire_server;

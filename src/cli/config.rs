@@ -97,6 +97,7 @@ impl MountConfig {
             read_ahead: arguments.read_ahead.or(words.read_ahead).unwrap_or_default(),
             memory: arguments.memory.or(words.memory).unwrap_or(vfs::Options::MEMORY),
             cache_dir: cache_dir(arguments.cache.or(words.cache), &mountpoint)?,
+            streams: arguments.streams.or(words.streams).unwrap_or_default(),
         };
         Ok(Self {
             target,

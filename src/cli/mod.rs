@@ -39,11 +39,13 @@ use config::MountConfig;
 use credentials::Environment;
 use exit::{Failure, Status, TABLE};
 use network::NetworkArguments;
-use options::{parse_connections, parse_memory, parse_read_ahead, parse_timeout, parse_ttl};
+use options::{
+    parse_connections, parse_memory, parse_read_ahead, parse_streams, parse_timeout, parse_ttl,
+};
 use tls::TlsArguments;
 use writing::WritingArguments;
 
-use crate::vfs::ReadAhead;
+use crate::vfs::{ReadAhead, StreamLimit};
 
 /// Mounts an FTP server as a folder.
 #[derive(Debug, Parser)]
@@ -118,6 +120,11 @@ struct MountArguments {
     /// fetched ahead, read lately by open files, on the way to the cache [default: 64M].
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     memory: Option<usize>,
+
+    /// The most connections for one large file that is read from front to back: a number, 1 for
+    /// off, or auto: as many as are free and bring more [default: auto].
+    #[arg(long, value_name = "N", value_parser = parse_streams)]
+    streams: Option<StreamLimit>,
 
     /// Refuse chown to another user, instead of accepting it without effect.
     #[arg(long)]

@@ -9,7 +9,7 @@ use super::exit::Failure;
 use super::network::NetworkArguments;
 use super::tls::TlsArguments;
 use super::writing::{WritingArguments, parse_size};
-use crate::vfs::ReadAhead;
+use crate::vfs::{ReadAhead, StreamLimit};
 
 /// More connections than this help no server, and FUSE loops are started for each.
 const MOST_CONNECTIONS: usize = 64;
@@ -76,6 +76,7 @@ pub(crate) struct Words {
     pub(crate) read_ahead: Option<ReadAhead>,
     pub(crate) memory: Option<usize>,
     pub(crate) cache: Option<PathBuf>,
+    pub(crate) streams: Option<StreamLimit>,
     pub(crate) password_file: Option<PathBuf>,
     pub(crate) netrc: Option<PathBuf>,
     pub(crate) log: Option<PathBuf>,
@@ -127,6 +128,7 @@ impl Words {
             "read_ahead" => self.read_ahead = Some(parse_read_ahead(&text()).map_err(bad)?),
             "memory" => self.memory = Some(parse_memory(&text()).map_err(bad)?),
             "cache" => self.cache = Some(path()),
+            "streams" => self.streams = Some(parse_streams(&text()).map_err(bad)?),
             "password_file" => self.password_file = Some(path()),
             "netrc" => self.netrc = Some(path()),
             "log" => self.log = Some(path()),
@@ -180,6 +182,16 @@ pub(crate) fn parse_memory(text: &str) -> Result<usize, String> {
     if size < LEAST { Err("must be 4M or more".into()) } else { Ok(size) }
 }
 
+/// How many connections for one large file.
+pub(crate) fn parse_streams(text: &str) -> Result<StreamLimit, String> {
+    if text == "auto" {
+        return Ok(StreamLimit::Auto);
+    }
+    parse_connections(text)
+        .map(StreamLimit::Most)
+        .map_err(|_| format!("must be auto or a number from 1 to {MOST_CONNECTIONS}"))
+}
+
 fn seconds(text: &str) -> Option<Duration> {
     // A year: longer ones are slips, and sums of times stay in range.
     let longest = 365.0 * 86_400.0;
@@ -229,6 +241,7 @@ mod tests {
             ("connections=0", "connections=0"),
             ("ttl=nan", "ttl=nan"),
             ("read_ahead=no", "read_ahead=no"),
+            ("streams=0", "streams=0"),
         ] {
             assert!(read(list).unwrap_err().message.contains(said), "{list}");
         }

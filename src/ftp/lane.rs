@@ -53,6 +53,8 @@ pub(crate) enum Kind {
     Mode,
     Time,
     RenameFrom,
+    /// NOOP.
+    Nothing,
 }
 
 impl Ask {
@@ -107,6 +109,7 @@ impl Ask {
             Kind::Mlst => is_done && reply.body.iter().filter(|byte| **byte == b'\n').count() > 1,
             Kind::Size | Kind::Mdtm => reply.code == 213,
             Kind::Mode => is_done && reply.code != 213 && mlst_entry(reply).is_none(),
+            Kind::Nothing => is_done && !matches!(reply.code, 227 | 229),
             Kind::Time => is_done && mlst_entry(reply).is_none(),
         }
     }
@@ -136,6 +139,11 @@ pub(crate) fn converse(session: &mut Session, asks: &[Ask]) -> Result<Vec<Reply>
     let (Some((first, rest)), true) = (asks.split_first(), may_share(session.server())) else {
         return asks.iter().map(|ask| one(session, ask)).collect();
     };
+    if session.can_overlap() {
+        // The reply that is owed comes first, and is read with them.
+        session.send_lines(asks.iter().map(|ask| ask.line.as_str()))?;
+        return read_behind(session, asks);
+    }
     if rest.is_empty() {
         return Ok(vec![one(session, first)?]);
     }

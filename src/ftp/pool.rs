@@ -20,6 +20,7 @@ use lru::LruCache;
 use super::connect::{Connector, Target};
 use super::error::Error;
 use super::lane::{self, Ask, Look};
+use super::listing::Entries;
 use super::path::RemotePath;
 use super::server::{Habit, Verdict, lock};
 use super::session::Session;
@@ -27,9 +28,9 @@ use super::store::{
     Ended, Placement, Ready, Renamed, Step as Rename, Store, StoreOutcome, Stored, complete,
     may_travel,
 };
-use super::transfer::{Download, Upload};
+use super::transfer::{Checked, Download, Upload};
 
-pub use spare::{Fetched, Reserved, Spare};
+pub use spare::{Ends, Fetched, Reserved, Spare};
 
 /// The first pause after a failed connection; doubled with each further failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -204,10 +205,35 @@ impl Pool {
 
     /// A download from `offset` on.
     pub fn download(&self, path: &RemotePath, offset: u64) -> Result<Download, Error> {
-        match Download::open(self.lease()?, path, offset) {
+        self.open_download(|session| Download::open(session, path, offset))
+    }
+
+    /// The same, if what the server tells of the file now is as `check` wants it.
+    pub fn download_checked(
+        &self,
+        path: &RemotePath,
+        offset: u64,
+        check: &dyn Fn(&Look) -> bool,
+    ) -> Result<Checked, Error> {
+        self.open_download(|session| Download::open_checked(session, path, offset, check))
+    }
+
+    fn open_download<T>(&self, open: impl Fn(Session) -> Result<T, Error>) -> Result<T, Error> {
+        match open(self.shared.lease(Age::Owing)?) {
             Err(error) if error.lost_session() => {
                 log::info!("{error}; once more on a fresh connection");
-                Download::open(self.shared.lease(Age::Fresh)?, path, offset)
+                open(self.shared.lease(Age::Fresh)?)
+            }
+            result => result,
+        }
+    }
+
+    /// Everything in a directory.
+    pub fn list(&self, directory: &RemotePath) -> Result<Entries, Error> {
+        match self.run(Age::Owing, |session| session.list(directory)) {
+            Err(error) if error.lost_session() => {
+                log::info!("{error}; once more on a fresh connection");
+                self.run(Age::Fresh, |session| session.list(directory))
             }
             result => result,
         }
@@ -499,6 +525,9 @@ fn lost<T>(result: &Result<T, Error>) -> bool {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Age {
     Any,
+    /// The same, and it may still owe the reply of a transfer that is over: what is sent first is
+    /// the question for another one.
+    Owing,
     Fresh,
 }
 
@@ -569,7 +598,12 @@ impl Shared {
             match self.next_step(ticket, age, started) {
                 Step::Use(mut session) => {
                     // A session found dead is dropped, and the next one looked at.
-                    if !session.is_stale() && session.settle().is_ok() {
+                    let settled = match age {
+                        _ if session.is_stale() => continue,
+                        Age::Owing => session.settle_unless_overlapping(),
+                        Age::Any | Age::Fresh => session.settle(),
+                    };
+                    if settled.is_ok() {
                         return Ok(session);
                     }
                 }
@@ -640,7 +674,7 @@ impl Shared {
             let clean = state.free.iter().rposition(|session| !session.owes());
             let session = state.free.remove(clean.unwrap_or(state.free.len() - 1));
             return Some(match age {
-                Age::Any => Step::Use(session),
+                Age::Any | Age::Owing => Step::Use(session),
                 Age::Fresh => Step::Discard(session),
             });
         }

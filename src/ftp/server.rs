@@ -47,7 +47,8 @@ pub(crate) enum Habit {
     /// Answers several commands sent in one segment, in order. Believed until it fails.
     Pipelines,
     /// Leaves commands that came with a transfer until that is over. pyftpdlib 2.0.1 does not: it
-    /// answers them while it receives, so that the size it tells is that of the moment.
+    /// answers them while it receives, so that the size it tells is that of the moment. Yes: a
+    /// NOOP was answered after the end of a download that it came with.
     Queues,
     /// Begins TLS by AUTH TLS (RFC 4217).
     Auth,

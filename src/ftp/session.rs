@@ -14,8 +14,10 @@ use suppaftp::{Encoding, FtpError, ImplFtpStream};
 
 use super::connect::{encoding, quoted_path};
 use super::error::{Error, Reply};
+use super::lane::{Ask, may_share};
 use super::listing::{Entries, Entry, Kind, Line, ListParser, Precision, Timestamp, parse_mlsd};
 use super::network::{Network, active_command, parse_epsv, parse_pasv};
+use super::open::{Ahead, Stock};
 use super::path::{RemotePath, to_wire};
 use super::pool::Slot;
 use super::server::{Habit, Server, Verdict};
@@ -55,6 +57,8 @@ pub struct Session {
     protection: Option<DataProtection>,
     /// A transfer whose reply is still to come.
     owed: Option<Owed>,
+    /// The address for the next data connection, asked for with the last transfer.
+    pub(crate) stock: Option<Stock>,
     server: Arc<Server>,
     /// When it was last given back.
     last_use: Instant,
@@ -72,7 +76,17 @@ impl Session {
         let mut client = client;
         client.set_encoding(encoding());
         let last_use = Instant::now();
-        Self { client, control, network, protection: None, owed: None, server, last_use, slot }
+        Self {
+            client,
+            control,
+            network,
+            protection: None,
+            owed: None,
+            stock: None,
+            server,
+            last_use,
+            slot,
+        }
     }
 
     pub(crate) fn server(&self) -> &Server {
@@ -154,36 +168,68 @@ impl Session {
     /// Reads the reply that is still to come, if there is one. What it says no longer matters:
     /// the bytes of that transfer were complete, or nobody wanted them.
     pub(crate) fn settle(&mut self) -> Result<(), Error> {
-        let Some(Owed { data, behind }) = self.owed.take() else { return Ok(()) };
-        drop(data);
-        match self.end_of_transfer() {
+        match self.owed.take() {
+            Some(mut owed) => {
+                owed.data = None;
+                self.read_owed(owed)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn read_owed(&mut self, owed: Owed) -> Result<(), Error> {
+        match self.end_with(owed.next) {
             Ok(()) | Err(Error::Refused(_)) => {}
             Err(error) => return Err(error),
         }
-        for _ in 0..behind {
+        for _ in 0..owed.behind {
             self.read_final()?;
         }
         Ok(())
+    }
+
+    /// Reads the reply that is still to come, unless it may come behind a question for an address,
+    /// as a transfer begins with.
+    pub(crate) fn settle_unless_overlapping(&mut self) -> Result<(), Error> {
+        if self.can_overlap() { Ok(()) } else { self.settle() }
+    }
+
+    /// May a question be sent before the reply that is owed is read? All data were read, so that the
+    /// server has nothing more to do for that transfer but to say so; but one that does not leave
+    /// commands alone meanwhile (pyftpdlib 2.0.1) may break off what it takes to be under way.
+    pub(crate) fn can_overlap(&self) -> bool {
+        may_share(&self.server)
+            && self.server.verdict(Habit::Queues) == Verdict::Yes
+            && self.passive_command().is_some()
+            && self
+                .owed
+                .as_ref()
+                .is_some_and(|owed| owed.data.is_some() && owed.next.is_none() && owed.behind == 0)
     }
 
     pub(crate) fn owes(&self) -> bool {
         self.owed.is_some()
     }
 
-    /// Leaves the reply of a transfer, and closing its data connection, to whoever uses the session
-    /// next.
-    pub(crate) fn owe(&mut self, data: Option<DataSocket>) {
-        self.owe_behind(data, 0);
+    /// Leaves the reply of a transfer, that to what travelled with it, and closing its data
+    /// connection, to whoever uses the session next.
+    pub(crate) fn owe(&mut self, data: Option<DataSocket>, next: Option<Ask>) {
+        self.owed = Some(Owed { data, next, behind: 0 });
     }
 
-    /// The same, with so many replies behind it to commands that travelled with the transfer.
-    pub(crate) fn owe_behind(&mut self, data: Option<DataSocket>, behind: usize) {
-        self.owed = Some(Owed { data, behind });
+    /// The reply of a transfer that was broken off, and so many behind it to commands that travelled
+    /// with it.
+    pub(crate) fn owe_behind(&mut self, behind: usize) {
+        self.owed = Some(Owed { data: None, next: None, behind });
     }
 
     /// The reply at the end of a transfer, after the data connection was closed: 226 or 250
     /// (RFC 959 §5.4), or any other success.
     pub(crate) fn end_of_transfer(&mut self) -> Result<(), Error> {
+        self.end_reply().map(drop)
+    }
+
+    pub(crate) fn end_reply(&mut self) -> Result<Reply, Error> {
         loop {
             let reply = self.read_reply()?;
             match reply.code {
@@ -194,7 +240,7 @@ impl Session {
                 }
                 // A second “150 Opening …” of a server that says it twice.
                 100..200 => {}
-                200..300 => return Ok(()),
+                200..300 => return Ok(reply),
                 _ => return Err(self.sort_refusal(Error::from_reply(reply))),
             }
         }
@@ -212,13 +258,16 @@ impl Session {
         }
     }
 
-    /// Several command lines in one segment; the replies are read by the caller.
+    /// Several command lines in one segment; the replies are read by the caller. A reply that is
+    /// owed is read after they are sent where that is safe, so that it costs no time.
     pub(crate) fn send_lines<'a>(
         &mut self,
         lines: impl Iterator<Item = &'a str>,
     ) -> Result<(), Error> {
+        let owed = if self.can_overlap() { self.owed.take() } else { None };
+        let owed = owed.map(|owed| Owed { data: None, ..owed });
         self.settle()?;
-        if self.control.has_unread() {
+        if owed.is_none() && self.control.has_unread() {
             return Err(out_of_step("a reply that nobody asked for"));
         }
         let mut segment = Vec::new();
@@ -228,7 +277,9 @@ impl Session {
             segment.extend_from_slice(&text.map_err(Error::Broken)?);
             segment.extend_from_slice(b"\r\n");
         }
-        self.control.send(&segment).map_err(|error| Error::from_io(error, "room for a command"))
+        let sent = self.control.send(&segment);
+        sent.map_err(|error| Error::from_io(error, "room for a command"))?;
+        owed.map_or(Ok(()), |owed| self.read_owed(owed))
     }
 
     /// One reply that no command of the client's asks for.
@@ -290,6 +341,8 @@ impl Session {
 
     fn exchange(&mut self, line: &str) -> Result<Reply, Error> {
         self.settle()?;
+        // Between a question for an address and its transfer comes nothing.
+        self.stock = None;
         if self.control.has_unread() {
             // Whatever it is, it would be taken for the reply to this command.
             return Err(out_of_step("a reply that nobody asked for"));
@@ -356,26 +409,6 @@ impl Session {
     /// RNTO, behind an RNFR that was answered by 350.
     pub(crate) fn rename_to(&mut self, to: &RemotePath) -> Result<(), Error> {
         self.expect_path("RNTO", to).map(drop)
-    }
-
-    /// Opens the data connection for `command` and sends it, from `offset` on.
-    pub(crate) fn open_data(&mut self, command: &str, offset: u64) -> Result<DataSocket, Error> {
-        let way = self.way()?;
-        if offset > 0 {
-            let reply = self.command(&format!("REST {offset}"))?;
-            if reply.code != 350 {
-                return Err(Error::from_reply(reply));
-            }
-        }
-        let reply = self.exchange(command)?;
-        if !(100..200).contains(&reply.code) {
-            if offset > 0 && reply.code != 421 {
-                // The offset must not be there for the next transfer, which may be an upload.
-                self.command("REST 0")?;
-            }
-            return Err(self.sort_refusal(Error::from_reply(reply)));
-        }
-        self.data_socket(way)
     }
 
     /// Opens the way for data, waiting for each step.
@@ -484,9 +517,18 @@ impl Session {
 
     /// Everything in a directory, by MLSD where the server has it, else by LIST.
     pub(crate) fn list(&mut self, directory: &RemotePath) -> Result<Entries, Error> {
+        self.list_with(directory, Ahead::Known)
+    }
+
+    /// The same; what travels with it is said by `ahead`.
+    pub(crate) fn list_with(
+        &mut self,
+        directory: &RemotePath,
+        ahead: Ahead,
+    ) -> Result<Entries, Error> {
         if self.server.verdict(Habit::Mlsd) == Verdict::Yes {
             let mut parse = |line: &[u8]| parse_mlsd(line);
-            match self.list_by("MLSD", directory, &mut parse) {
+            match self.list_by("MLSD", directory, ahead, &mut parse) {
                 Err(Error::Refused(reply)) if reply.is_unknown_command() => {
                     self.server.learn(Habit::Mlsd, Verdict::No);
                 }
@@ -494,17 +536,21 @@ impl Session {
                 Err(error) => return Err(error),
             }
         }
-        self.list_long(directory)
+        self.list_long_with(directory, ahead)
     }
 
     /// LIST, with `-a` where that shows the hidden files.
     pub(crate) fn list_long(&mut self, directory: &RemotePath) -> Result<Entries, Error> {
+        self.list_long_with(directory, Ahead::No)
+    }
+
+    fn list_long_with(&mut self, directory: &RemotePath, ahead: Ahead) -> Result<Entries, Error> {
         let now = unix_now();
         let zone = self.server.zone_offset();
         let mut parser = ListParser::new(now, zone.unwrap_or(0));
         let mut listed = None;
         if self.server.may(Habit::ListAll) {
-            match self.list_by("LIST -a", directory, &mut |line| parser.line(line)) {
+            match self.list_by("LIST -a", directory, ahead, &mut |line| parser.line(line)) {
                 Ok(found) if found.lines > 0 => {
                     self.server.learn(Habit::ListAll, Verdict::Yes);
                     listed = Some(found);
@@ -530,7 +576,7 @@ impl Session {
         directory: &RemotePath,
         parser: &mut ListParser,
     ) -> Result<Listed, Error> {
-        let found = self.list_by("LIST", directory, &mut |line| parser.line(line))?;
+        let found = self.list_by("LIST", directory, Ahead::No, &mut |line| parser.line(line))?;
         if found.lines > 0 {
             self.server.learn(Habit::ListAll, Verdict::No);
         } else {
@@ -545,6 +591,7 @@ impl Session {
         &mut self,
         verb: &str,
         directory: &RemotePath,
+        ahead: Ahead,
         parse: &mut dyn FnMut(&[u8]) -> Line,
     ) -> Result<Listed, Error> {
         let command = if directory.needs_cwd() {
@@ -553,8 +600,8 @@ impl Session {
         } else {
             format!("{verb} {}", directory.to_wire())
         };
-        let data = match self.open_data(&command, 0) {
-            Ok(data) => data,
+        let (data, next) = match self.open_data(&command, 0, ahead) {
+            Ok(opened) => opened,
             // “226 no files” without a data connection, and “450 No files found” of ProFTPD.
             Err(Error::Refused(reply)) if reply.is_success() || is_no_files(&reply) => {
                 // A reply to something else would be followed by the true one: asking for the
@@ -573,7 +620,7 @@ impl Session {
         // Closed before the reply is read, as the server may wait for that.
         drop(reader);
         let listed = listed?;
-        self.end_of_transfer()?;
+        self.end_with(next)?;
         self.server.count_odd_lines(listed.odd, &listed.sample);
         Ok(listed)
     }
@@ -744,6 +791,8 @@ impl Session {
 struct Owed {
     /// Its data connection, if that was read to its end.
     data: Option<DataSocket>,
+    /// What travelled with it.
+    next: Option<Ask>,
     /// How many replies follow that of the transfer.
     behind: usize,
 }

@@ -12,6 +12,7 @@ use std::ops::Range;
 use super::error::{Error, Reply};
 use super::lane::{Ask, Kind, Look, converse, ends_transfer, look, looked, may_share, read_behind};
 use super::listing::{Precision, Timestamp};
+use super::open::{Door, prepare};
 use super::path::RemotePath;
 use super::server::{Habit, Server, Verdict};
 use super::session::{Session, Way, out_of_step};
@@ -190,12 +191,6 @@ pub(crate) struct Ready {
     pub(crate) before: Option<Look>,
 }
 
-/// Where the data connection will come from.
-enum Door {
-    Passive(Reply),
-    Open(Way),
-}
-
 impl Ready {
     /// Asks for a data connection, the look of the guard, and the offset: in one segment.
     pub(crate) fn ask(
@@ -203,59 +198,10 @@ impl Ready {
         guard: Option<&RemotePath>,
         offset: u64,
     ) -> Result<Self, Error> {
-        match Self::ask_all(&mut session, guard, offset) {
+        match prepare(&mut session, None, guard, offset) {
             Ok((door, before)) => Ok(Self { session, door, offset, before }),
             Err(error) => Err(give_up(session, error)),
         }
-    }
-
-    fn ask_all(
-        session: &mut Session,
-        guard: Option<&RemotePath>,
-        offset: u64,
-    ) -> Result<(Door, Option<Look>), Error> {
-        let passive = session.passive_command();
-        let open = match passive {
-            Some(_) => None,
-            None => Some(session.way()?),
-        };
-        let server = session.server_handle();
-        let look = guard.map(|path| Ask::look(&server, path)).unwrap_or_default();
-        let mut asks: Vec<Ask> =
-            passive.map(|line| Ask::new(Kind::Passive, line)).into_iter().collect();
-        let looks = asks.len()..asks.len() + look.len();
-        asks.extend(look);
-        if offset > 0 {
-            asks.push(Ask::new(Kind::Rest, format!("REST {offset}")));
-        }
-        let mut replies = converse(session, &asks)?;
-        let before = guard.map(|_| {
-            let part = |range: Range<usize>| (asks.get(range.clone()), replies.get(range));
-            match part(looks) {
-                (Some(asks), Some(replies)) => looked(&server, asks, replies),
-                _ => Look::Unknown,
-            }
-        });
-        let refusal = asks.iter().zip(&replies).find(|(ask, reply)| match ask.kind {
-            Kind::Passive => !reply.is_success(),
-            Kind::Rest => reply.code != 350,
-            _ => false,
-        });
-        if let Some((ask, reply)) = refusal {
-            let error = Error::from_reply(reply.clone());
-            if ask.kind == Kind::Rest && reply.is_unknown_command() {
-                server.learn(Habit::Rest, Verdict::No);
-            }
-            if ask.kind == Kind::Passive && offset > 0 {
-                session.command("REST 0")?;
-            }
-            return Err(error);
-        }
-        let door = match open {
-            Some(way) => Door::Open(way),
-            None => Door::Passive(replies.swap_remove(0)),
-        };
-        Ok((door, before))
     }
 
     /// Nothing is sent.
@@ -513,7 +459,7 @@ impl Lane {
         let has_opened = matches!(self.line, Some(Data::Open(_)));
         self.reset();
         if has_opened {
-            self.session.owe_behind(None, self.behind.len());
+            self.session.owe_behind(self.behind.len());
             self.session.give_back();
         }
     }

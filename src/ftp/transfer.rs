@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 
 use super::error::Error;
 use super::lane::{Ask, Look};
+use super::open::{Ahead, Check, Opening, retrieve};
 use super::path::RemotePath;
 use super::server::{Habit, Verdict};
 use super::session::{Session, out_of_step};
@@ -23,28 +24,101 @@ pub struct Download {
     session: Session,
     data: DataSocket,
     position: u64,
+    /// What travelled with it.
+    next: Option<Ask>,
+}
+
+/// What became of a download that is wanted only of one version.
+pub enum Checked {
+    Opened(Box<Download>, Look),
+    /// The check said no to this.
+    Other(Look),
 }
 
 impl Download {
     /// RETR from `offset` on. After a refusal the session is back in the pool.
-    pub(crate) fn open(
+    pub(crate) fn open(session: Session, path: &RemotePath, offset: u64) -> Result<Self, Error> {
+        Self::open_with(session, path, offset, Ahead::No)
+    }
+
+    /// The same for work ahead of need, with which the question for the next data connection
+    /// travels.
+    pub(crate) fn open_ahead(session: Session, path: &RemotePath) -> Result<Self, Error> {
+        Self::open_with(session, path, 0, Ahead::Try)
+    }
+
+    fn open_with(
         mut session: Session,
         path: &RemotePath,
         offset: u64,
+        ahead: Ahead,
     ) -> Result<Self, Error> {
-        let command = format!("RETR {}", path.to_wire());
+        let command = retrieve(path);
         if offset > 0 && session.server().may(Habit::Rest) {
-            match session.open_data(&command, offset) {
+            match session.open_data(&command, offset, ahead) {
                 Err(Error::Refused(reply)) if reply.is_unknown_command() => {
                     session.server().learn(Habit::Rest, Verdict::No);
                 }
-                Ok(data) => return Ok(Self { session, data, position: offset }),
+                Ok((data, next)) => return Ok(Self { session, data, position: offset, next }),
                 Err(error) => return Err(lose_or_give_back(session, error)),
             }
         }
         // From the beginning; without REST what is before the offset is read and thrown away.
-        match session.open_data(&command, 0) {
-            Ok(data) => Self { session, data, position: 0 }.skip_to(offset),
+        match session.open_data(&command, 0, ahead) {
+            Ok((data, next)) => Self { session, data, position: 0, next }.skip_to(offset),
+            Err(error) => Err(lose_or_give_back(session, error)),
+        }
+    }
+
+    /// RETR from `offset` on, if the server's look at the file, which travels with what opens the
+    /// transfer, is as `check` wants it.
+    pub(crate) fn open_checked(
+        session: Session,
+        path: &RemotePath,
+        offset: u64,
+        check: Check,
+    ) -> Result<Checked, Error> {
+        let mut session = session;
+        if offset > 0 && session.server().may(Habit::Rest) {
+            match session.open_checked(path, offset, check) {
+                Err(Error::Refused(_)) if !session.server().may(Habit::Rest) => {}
+                opening => return Self::checked(session, offset, opening),
+            }
+        }
+        let opening = session.open_checked(path, 0, check);
+        match Self::checked(session, 0, opening)? {
+            Checked::Opened(download, look) => {
+                Ok(Checked::Opened(Box::new(download.skip_to(offset)?), look))
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// The same without reading through what is before: a refusal where there is no REST.
+    pub(crate) fn open_part(
+        mut session: Session,
+        path: &RemotePath,
+        offset: u64,
+        check: Check,
+    ) -> Result<Checked, Error> {
+        let opening = session.open_checked(path, offset, check);
+        Self::checked(session, offset, opening)
+    }
+
+    fn checked(
+        session: Session,
+        position: u64,
+        opening: Result<Opening, Error>,
+    ) -> Result<Checked, Error> {
+        match opening {
+            Ok(Opening::Data(data, look)) => {
+                let download = Self { session, data, position, next: None };
+                Ok(Checked::Opened(Box::new(download), look))
+            }
+            Ok(Opening::Other(look)) => {
+                session.give_back();
+                Ok(Checked::Other(look))
+            }
             Err(error) => Err(lose_or_give_back(session, error)),
         }
     }
@@ -88,21 +162,22 @@ impl Download {
 
     /// At the end of the data: asks whether the server says it was all (226 or 250).
     pub fn finish(self) -> Result<(), Error> {
-        let Self { session, data, .. } = self;
-        complete(session, Some(data))
+        let Self { session, data, next, .. } = self;
+        complete(session, data, next)
     }
 
     /// Enough was read, or as much as there is: the session returns at once and its next user
     /// reads the reply. A data connection that may still carry bytes is closed with a reset, so
     /// that the server stops sending; it answers 426, which is read like any other reply.
     pub fn leave(self, at_end: bool) {
-        let Self { mut session, data, .. } = self;
-        session.owe(if at_end {
+        let Self { mut session, data, next, .. } = self;
+        let data = if at_end {
             Some(data)
         } else {
             data.reset();
             None
-        });
+        };
+        session.owe(data, next);
         session.give_back();
     }
 }
@@ -267,10 +342,9 @@ fn send_copy(data: &mut DataSocket, file: &File, offset: u64, length: usize) -> 
 }
 
 /// Closes the data connection, reads the reply, and returns the session when it is in step.
-fn complete(mut session: Session, data: Option<DataSocket>) -> Result<(), Error> {
-    // The server sees the end of an upload by the close.
+fn complete(mut session: Session, data: DataSocket, next: Option<Ask>) -> Result<(), Error> {
     drop(data);
-    let finished = session.end_of_transfer();
+    let finished = session.end_with(next);
     match &finished {
         Ok(()) => session.give_back(),
         Err(error) if error.leaves_session_usable() => session.give_back(),

@@ -96,7 +96,7 @@ impl Vfs {
         stage: impl FnOnce() -> Result<()>,
     ) -> Result<u64> {
         self.tree().pin(ino);
-        let fh = self.handles.open_file(ino, access, version, cached);
+        let fh = self.handles.open_file(ino, access, version, cached, Some(&self.streams));
         match stage() {
             Ok(()) => Ok(fh),
             Err(error) => {

@@ -10,6 +10,7 @@ use super::error::{Error, Result};
 use super::marks::Mark;
 use super::reader::{Memory, Reader};
 use super::staging::{Staged, View};
+use super::streams::Rules;
 use super::tree::Ino;
 
 use super::cached::Cached;
@@ -99,14 +100,16 @@ impl Handles {
         Self { state: Mutex::default(), memory: Memory::default(), most }
     }
 
+    /// Opens a file, of which a large one may have several streams.
     pub(crate) fn open_file(
         &self,
         ino: Ino,
         access: Access,
         version: Version,
         cached: Option<Cached>,
+        rules: Option<&Arc<Rules>>,
     ) -> u64 {
-        let reader = Mutex::new(Reader::counted(version, &self.memory));
+        let reader = Mutex::new(Reader::counted(version, &self.memory).with_streams(rules));
         let file = OpenFile { ino, access, version, ahead: OnceLock::new(), cached, reader };
         let mut state = self.lock();
         *state.opens.entry(ino).or_insert(0) += 1;

@@ -41,6 +41,7 @@ mod room;
 mod sender;
 mod shelf;
 mod staging;
+mod streams;
 mod tree;
 mod window;
 mod writeback;
@@ -63,6 +64,7 @@ pub use prefetch::ReadAhead;
 pub use recovery::{LeftOver, TakenUp, forget_left_over, left_over};
 pub use refresh::{Outdated, Refresh};
 pub use shelf::AheadBytes;
+pub use streams::StreamLimit;
 pub use tree::{Ino, ROOT};
 
 use attr::{Ownership, Shown};
@@ -77,6 +79,7 @@ use refresh::Absent;
 use replace::is_own_name;
 use room::Room;
 use staging::{Urgency, View};
+use streams::Rules;
 use tree::{Name, Tree};
 use writeback::Queue;
 
@@ -109,6 +112,8 @@ pub struct Options {
     pub memory: usize,
     /// Where contents are kept across mounts. The bound is that of [`WritePolicy::cache_size`].
     pub cache_dir: Option<PathBuf>,
+    /// Connections for one large file.
+    pub streams: StreamLimit,
 }
 
 /// A file that is not on the server yet.
@@ -143,6 +148,7 @@ pub struct Vfs {
     cache: Arc<DirCache>,
     handles: Arc<Handles>,
     prefetch: Prefetch,
+    streams: Arc<Rules>,
     absent: Absent,
     pages: Pages,
     blocks: Option<Arc<Blocks>>,
@@ -188,6 +194,7 @@ impl Vfs {
             cache: Arc::clone(&parts.cache),
             handles: Arc::clone(&parts.handles),
             prefetch: Prefetch::new(parts, options.read_ahead),
+            streams: Rules::new(Arc::clone(&pool), options.streams),
             absent: Absent::default(),
             pages: Pages::default(),
             blocks,
@@ -529,7 +536,7 @@ pub struct DirEntry<'a> {
 
 /// What a directory on the server holds, without our own temporary names.
 fn list(pool: &Pool, path: &RemotePath) -> std::result::Result<Entries, ftp::Error> {
-    Ok(pool.ask(|session| session.list(path))?.without(is_own_name))
+    Ok(pool.list(path)?.without(is_own_name))
 }
 
 /// A file shows what is written to it and not yet sent.

@@ -6,11 +6,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use super::attr::Version;
 use super::error::{Error, Result};
+use super::streams::{Pace, Proof, Rules, Streams};
 use super::window::{MOST, Plan, TAIL, Window, plan};
-use crate::ftp::{self, Download, Pool, RemotePath, Timestamp};
+use crate::ftp::{self, Checked, Download, Look, Pool, RemotePath, Timestamp};
 
 /// How often a read that lost its connection is taken up again where it stopped.
 const TRIES: usize = 3;
@@ -34,6 +36,12 @@ pub(crate) struct Reader {
     is_one_stretch: bool,
     /// Data that end here need no further proof: the size as listed, where it does not bind.
     expected: Option<u64>,
+    /// How fast the transfer of the window that was read last is.
+    pace: Pace,
+    /// May a large file have several streams, and by what rules?
+    rules: Option<Arc<Rules>>,
+    /// What they bring.
+    streams: Option<Streams>,
     memory: Memory,
     /// The part of `memory` that is ours.
     held: usize,
@@ -53,6 +61,9 @@ impl Reader {
             was_opened: false,
             is_one_stretch: true,
             expected: None,
+            pace: Pace::default(),
+            rules: None,
+            streams: None,
             memory: Arc::clone(memory),
             held: 0,
         }
@@ -82,6 +93,12 @@ impl Reader {
     /// Would a read of these bytes open one more transfer?
     pub(crate) fn would_jump(&self, offset: u64, length: usize) -> bool {
         self.was_opened && matches!(plan(&self.windows, offset, length), Plan::Open(_))
+    }
+
+    /// A large file may have several streams.
+    pub(crate) fn with_streams(mut self, rules: Option<&Arc<Rules>>) -> Self {
+        self.rules = rules.map(Arc::clone);
+        self
     }
 
     /// The server took this time at our wish: the content is the same.
@@ -146,12 +163,14 @@ impl Reader {
 
     /// Gives all memory back; a read that goes on where one stopped needs none of it.
     pub(crate) fn rest(&mut self) {
+        self.streams = None;
         self.windows.iter_mut().for_each(Window::forget);
         self.count_memory();
     }
 
     fn count_memory(&mut self) {
-        let now = self.windows.iter().map(Window::memory).sum();
+        let windows: usize = self.windows.iter().map(Window::memory).sum();
+        let now = windows + self.streams.as_ref().map_or(0, Streams::memory);
         self.memory.fetch_add(now, Ordering::Relaxed);
         self.memory.fetch_sub(self.held, Ordering::Relaxed);
         self.held = now;
@@ -173,6 +192,11 @@ impl Reader {
         offset: u64,
         length: usize,
     ) -> Result<()> {
+        if let Plan::ReadThrough(index) = plan
+            && self.take_from_streams(pool, key, index, offset.saturating_add(length as u64))
+        {
+            return Ok(());
+        }
         let (index, mut download) = match plan {
             Plan::Serve(_) => return Ok(()),
             Plan::ReadThrough(index) => self.go_on(pool, path, key, index, offset)?,
@@ -183,12 +207,21 @@ impl Reader {
         let Some(window) = self.windows.get_mut(index) else { return Err(Error::Invalid) };
         while window.end() < wanted {
             let left = size.saturating_sub(window.end());
+            let asked = Instant::now();
             let count = download.read(window.room(wanted - window.end(), left))?;
             if count == 0 {
                 let end = window.end();
                 return self.end_early(download, pool, path, end);
             }
             window.filled(count);
+            if let Some(rules) = self.rules.as_ref().filter(|_| window.goes_on()) {
+                let now = Instant::now();
+                let alone = self.pace.note(count, now.duration_since(asked), now);
+                if let (Some(alone), None) = (alone, &self.streams) {
+                    let (number, end) = (window.number(), window.end());
+                    self.streams = Streams::begin(rules, path, self.version, number, end, alone);
+                }
+            }
         }
         if window.end() >= size {
             download.leave(true);
@@ -196,6 +229,47 @@ impl Reader {
             pool.park(parked_key(key, window.number()), download);
         }
         Ok(())
+    }
+
+    /// Fills a window up to `wanted` by what further streams have brought; false where the window's
+    /// own transfer has to go on.
+    fn take_from_streams(&mut self, pool: &Pool, key: u64, index: usize, wanted: u64) -> bool {
+        let Some(streams) = &mut self.streams else { return false };
+        let Some(window) = self.windows.get_mut(index) else { return false };
+        if streams.window() != window.number() {
+            return false;
+        }
+        if !streams.has_left_own() {
+            match streams.prove(window.end(), |from, length| window.bytes(from, length)) {
+                Proof::Same => {}
+                Proof::Missing => return false,
+                Proof::Over => {
+                    self.streams = None;
+                    return false;
+                }
+            }
+            if let Some(download) = pool.resume(parked_key(key, window.number())) {
+                download.leave(false);
+            }
+        }
+        window.go_on();
+        self.pace.reset();
+        // Not one stretch of one transfer any more.
+        self.is_one_stretch = false;
+        self.version = streams.version();
+        let size = self.version.size.unwrap_or(u64::MAX);
+        while window.end() < wanted {
+            let end = window.end();
+            let room = window.room(wanted - end, size.saturating_sub(end));
+            match streams.take(end, room) {
+                Some(count) => window.filled(count),
+                None => {
+                    self.streams = None;
+                    return false;
+                }
+            }
+        }
+        true
     }
 
     /// The parked download of a window, or another one that takes its place.
@@ -233,6 +307,12 @@ impl Reader {
         place: Option<usize>,
         offset: u64,
     ) -> Result<(usize, Download)> {
+        self.pace.reset();
+        if place.and_then(|place| self.windows.get(place)).map(Window::number)
+            == self.streams.as_ref().map(Streams::window)
+        {
+            self.streams = None;
+        }
         for (index, window) in self.windows.iter().enumerate() {
             if (!window.goes_on() || place == Some(index))
                 && let Some(download) = pool.resume(parked_key(key, window.number()))
@@ -265,10 +345,12 @@ impl Reader {
         }
     }
 
-    /// A transfer from `offset` on, of the version that was opened. The only place where the two
-    /// questions meet: what proves the version may travel with what opens the transfer.
+    /// A transfer from `offset` on, of the version that was opened.
     fn open_at(&mut self, pool: &Pool, path: &RemotePath, offset: u64) -> Result<Download> {
         if self.was_opened {
+            if let Some(download) = self.open_confirmed(pool, path, offset)? {
+                return Ok(download);
+            }
             self.confirm(pool, path)?;
         }
         let download = pool.download(path, offset)?;
@@ -277,17 +359,47 @@ impl Reader {
         Ok(download)
     }
 
+    /// What proves the version travels with the transfer. `None` where the server does
+    /// not tell, or says that nothing is there.
+    fn open_confirmed(
+        &mut self,
+        pool: &Pool,
+        path: &RemotePath,
+        offset: u64,
+    ) -> Result<Option<Download>> {
+        let version = self.version;
+        let checked = pool.download_checked(path, offset, &|look| {
+            told(look).is_some_and(|now| version.agrees_with(&now))
+        })?;
+        match checked {
+            Checked::Opened(download, look) => {
+                if let Some(now) = told(&look) {
+                    self.note_confirmed(&now);
+                }
+                Ok(Some(*download))
+            }
+            Checked::Other(look) => match told(&look) {
+                Some(_) => Err(changed(path)),
+                None => Ok(None),
+            },
+        }
+    }
+
     /// Asks whether the file on the server is still the version that was opened.
     fn confirm(&mut self, pool: &Pool, path: &RemotePath) -> Result<Version> {
         let now = Version::of_stat(&pool.ask(|session| session.stat(path))?);
         if !self.version.agrees_with(&now) {
-            return Err(Error::Stale(format!("{path} changed on the server while it was read")));
+            return Err(changed(path));
         }
-        // What the listing left open, or told coarsely, is exact from now on.
+        self.note_confirmed(&now);
+        Ok(now)
+    }
+
+    /// What the listing left open, or told coarsely, is exact from now on.
+    fn note_confirmed(&mut self, now: &Version) {
         self.version.mtime = now.mtime.or(self.version.mtime);
         self.version.size = self.version.size.or(now.size);
         self.is_one_stretch = false;
-        Ok(now)
     }
 
     /// The data ended before the size that was listed, or where no size is known. The transfer was
@@ -334,6 +446,19 @@ pub(crate) fn leave_parked(pool: &Pool, key: u64) {
             download.leave(false);
         }
     }
+}
+
+/// The version that a look tells, if it tells any.
+fn told(look: &Look) -> Option<Version> {
+    match look {
+        Look::There(stat) => Some(Version::of_stat(stat))
+            .filter(|version| version.size.is_some() || version.mtime.is_some()),
+        Look::Absent | Look::Unknown => None,
+    }
+}
+
+fn changed(path: &RemotePath) -> Error {
+    Error::Stale(format!("{path} changed on the server while it was read"))
 }
 
 fn parked_key(key: u64, number: u64) -> u64 {

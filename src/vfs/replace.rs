@@ -95,7 +95,7 @@ pub(crate) fn move_once(
 /// By the directory's listing, which alone proves absence.
 pub(crate) fn is_there(pool: &Pool, path: &RemotePath) -> Result<bool> {
     let (Some(parent), Some(name)) = (path.parent(), path.name()) else { return Ok(true) };
-    let entries = pool.ask(|session| session.list(&parent))?;
+    let entries = pool.list(&parent)?;
     Ok(entries.iter().any(|entry| entry.name.as_ref() == name))
 }
 

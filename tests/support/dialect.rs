@@ -80,7 +80,8 @@ pub struct Dialect {
     pub rest: Rest,
     pub appe: bool,
     pub rename_over: RenameOver,
-    /// Commands that came with an upload are answered before it is over (pyftpdlib).
+    /// Commands that came with a transfer are answered before it is over, and a question for
+    /// another data connection ends it without a word (pyftpdlib).
     pub answers_at_once: bool,
     /// The reply to a complete upload: 226, or 250 as RFC 959 also allows.
     pub stored: u16,

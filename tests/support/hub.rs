@@ -33,6 +33,12 @@ pub struct State {
     pub refusing: bool,
     pub releases: u64,
     pub delay: Duration,
+    /// Bytes a second of each data connection that sends; 0: as fast as it goes.
+    pub rate: u64,
+    /// Of each data connection, in bytes; `None`: what the kernel likes.
+    pub send_buffer: Option<usize>,
+    /// Bytes that went into data connections.
+    pub sent: u64,
     pub dialect: Dialect,
     pub faults: Faults,
     pub commands: Vec<Command>,
@@ -52,6 +58,8 @@ pub struct Line {
     pub hung_up: bool,
     /// Waits in a fault or a delay.
     pub stuck: bool,
+    /// Carries out a command, or one that came in the same segment is about to follow.
+    pub inside: bool,
     /// An ABOR is in the inbox.
     pub aborted: bool,
     pub ended: Option<Ending>,
@@ -80,6 +88,8 @@ pub struct Command {
 pub struct Received {
     pub line: Vec<u8>,
     pub at: Instant,
+    /// Another one came with it.
+    pub has_more: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +113,9 @@ impl Hub {
             refusing: false,
             releases: 0,
             delay: Duration::ZERO,
+            rate: 0,
+            send_buffer: None,
+            sent: 0,
             dialect,
             faults: Faults::default(),
             commands: Vec::new(),

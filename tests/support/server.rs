@@ -132,6 +132,20 @@ impl Server {
         self.hub.touch();
     }
 
+    /// The same at a moment when no session is at a command, or between two of one segment: a real
+    /// server needs microseconds for these.
+    pub fn rename_between(&self, from: impl AsRef<[u8]>, to: impl AsRef<[u8]>) {
+        let (from, to) = (ServerPath::absolute(from), ServerPath::absolute(to));
+        let rename = |state: &mut State| {
+            if state.lines.values().any(|line| line.inside) {
+                return None;
+            }
+            self.hub.storage.rename(&from, &to, unix_now()).unwrap();
+            Some(())
+        };
+        self.hub.wait(Some(Instant::now() + PATIENCE), rename).unwrap();
+    }
+
     pub fn symlink(&self, path: impl AsRef<[u8]>, target: impl AsRef<[u8]>) {
         let path = self.with_parents(path);
         self.hub.storage.make_link(&path, target.as_ref(), self.hub.now()).unwrap();
@@ -265,6 +279,21 @@ impl Server {
     /// sent together wait together. Connecting costs nothing.
     pub fn set_delay(&self, delay: Duration) {
         self.hub.change(|state| state.delay = delay);
+    }
+
+    /// No data connection sends more bytes a second; 0: as fast as it goes.
+    pub fn set_rate(&self, rate: u64) {
+        self.hub.change(|state| state.rate = rate);
+    }
+
+    /// How much of what is sent may wait in the kernel, so that it counts as sent when it is.
+    pub fn set_send_buffer(&self, bytes: usize) {
+        self.hub.change(|state| state.send_buffer = Some(bytes));
+    }
+
+    /// Bytes sent over data connections so far.
+    pub fn bytes_sent(&self) -> u64 {
+        self.hub.look(|state| state.sent)
     }
 
     /// Turns switches while sessions are open.

@@ -35,6 +35,8 @@ pub struct Session {
     pub epsv_only: bool,
     pub facts: Option<Vec<Fact>>,
 
+    /// Another command came in the segment of the one that is carried out.
+    has_more: bool,
     /// When the command now being answered arrived, for the delay.
     pub arrived: Instant,
     pub cut: Option<Cut>,
@@ -88,6 +90,7 @@ impl Session {
             way: Way::Unset,
             epsv_only: false,
             facts: None,
+            has_more: false,
             arrived: Instant::now(),
             cut: None,
             endless_listing: false,
@@ -168,7 +171,12 @@ impl Session {
     /// Waits for the next command line; nothing when the client hung up.
     fn next_command(&mut self) -> Result<Option<(String, Vec<u8>)>, Gone> {
         let deadline = self.dialect.idle.map(|idle| Instant::now() + idle);
-        let id = self.id;
+        let (id, has_more) = (self.id, self.has_more);
+        self.hub.change(|state| {
+            if let Some(line) = state.lines.get_mut(&id) {
+                line.inside = has_more;
+            }
+        });
         let ready = |state: &mut State| {
             if is_over(state, id) {
                 return Some(Err(Gone));
@@ -178,13 +186,20 @@ impl Session {
             }
             let line = state.lines.get_mut(&id)?;
             match line.inbox.pop_front() {
-                Some(received) => Some(Ok(Some(received))),
-                None => line.hung_up.then_some(Ok(None)),
+                Some(received) => {
+                    line.inside = true;
+                    Some(Ok(Some(received)))
+                }
+                None => {
+                    line.inside = has_more;
+                    line.hung_up.then_some(Ok(None))
+                }
             }
         };
         match self.hub.wait(deadline, ready) {
             Some(Ok(Some(received))) => {
                 self.arrived = received.at;
+                self.has_more = received.has_more;
                 let (verb, argument) = split_command(&received.line);
                 if verb == "ABOR" {
                     self.abort_seen();
@@ -372,7 +387,8 @@ fn read_lines(hub: &Hub, id: u64, control: &TcpStream, telnet: bool) {
             let text = if verb == "PASS" { "PASS ***".to_string() } else { printable(&line) };
             state.commands.push(Command { session: id, segment, verb: verb.clone(), line: text });
             let Some(entry) = state.lines.get_mut(&id) else { return };
-            entry.inbox.push_back(Received { line, at: Instant::now() });
+            let has_more = input.buffer().contains(&b'\n');
+            entry.inbox.push_back(Received { line, at: Instant::now(), has_more });
             if verb == "ABOR" {
                 entry.aborted = true;
                 if let Some(data) = entry.data.upgrade() {

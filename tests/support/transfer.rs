@@ -134,11 +134,16 @@ impl Data {
             };
         };
         let _ = stream.set_nodelay(true);
+        if let Some(bytes) = hub.look(|state| state.send_buffer) {
+            let _ = socket2::SockRef::from(&stream).set_send_buffer_size(bytes);
+        }
         let socket = Arc::new(stream);
         hub.change(|state| {
             let over = is_over(state, session);
             let line = state.lines.get_mut(&session).ok_or(Gone)?;
             line.data = Arc::downgrade(&socket);
+            // What is sent now is decided.
+            line.inside = false;
             // An ABOR that came before the socket was known finds it now.
             if line.aborted {
                 hang_up(&socket, Ending::Close, false);
@@ -156,8 +161,13 @@ impl Data {
         mut source: impl FnMut(u64, &mut [u8]) -> io::Result<usize>,
     ) -> Result<Finish, Gone> {
         let mut block = vec![0; BLOCK];
+        let begun = Instant::now();
         loop {
             self.gate()?;
+            let rate = self.hub.look(|state| state.rate);
+            if let Some(micros) = (self.moved * 1_000_000).checked_div(rate) {
+                wait_for(&self.hub, self.session, begun + Duration::from_micros(micros))?;
+            }
             let length = match source(offset, &mut block) {
                 Ok(0) => break,
                 Ok(length) => length,
@@ -258,6 +268,7 @@ impl Data {
                 return self.broken().map(Some);
             }
             self.moved += now.len() as u64;
+            self.hub.change(|state| state.sent += now.len() as u64);
             rest = later;
             if most == now.len()
                 && let Some(then) = self.strike()?

@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 
 use super::{Pool, Shared, Slot, State};
 use crate::ftp::error::Error;
+use crate::ftp::lane::Look;
 use crate::ftp::listing::Entries;
+use crate::ftp::open::Ahead;
 use crate::ftp::path::RemotePath;
 use crate::ftp::server::lock;
 use crate::ftp::session::Session;
-use crate::ftp::transfer::Download;
+use crate::ftp::transfer::{Checked, Download};
 
 /// How much is read between two looks at whether somebody waits: 30 ms at 20 Mbit/s.
 const BLOCK: usize = 64 * 1024;
@@ -56,6 +58,14 @@ pub enum Fetched {
     Whole(Vec<u8>),
     /// It has another size now, or somebody needed the connection; so many bytes were read in vain.
     GivenUp(usize),
+}
+
+/// What ends with a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    Part,
+    /// No byte may follow.
+    File,
 }
 
 impl Pool {
@@ -143,7 +153,7 @@ impl Reserved {
         let Self { claim, way } = self;
         match way {
             Way::Free(mut session) => {
-                let is_alive = !session.is_stale() && session.settle().is_ok();
+                let is_alive = !session.is_stale() && session.settle_unless_overlapping().is_ok();
                 is_alive.then_some(Spare { session: *session, claim })
             }
             Way::Connect(slot) => {
@@ -188,7 +198,7 @@ impl Spare {
     /// What is in a directory.
     pub fn list(self, directory: &RemotePath) -> Result<Entries, Error> {
         let Self { mut session, claim } = self;
-        let listed = session.list(directory);
+        let listed = session.list_with(directory, Ahead::Try);
         if listed.as_ref().err().is_none_or(Error::leaves_session_usable) {
             session.give_back();
         } else {
@@ -201,7 +211,7 @@ impl Spare {
     /// A whole file of `size` bytes.
     pub fn fetch(self, path: &RemotePath, size: usize) -> Result<Fetched, Error> {
         let Self { session, claim } = self;
-        let mut download = Download::open(session, path, 0)?;
+        let mut download = Download::open_ahead(session, path)?;
         let mut bytes = vec![0; size];
         let mut filled = 0;
         let mut beyond = [0];
@@ -231,6 +241,45 @@ impl Spare {
                 }
                 count => filled += count,
             }
+        }
+    }
+
+    /// `length` bytes of a file from `offset` on, if the file is as `check` wants it. Between blocks it is asked whether they are still wanted.
+    pub fn fetch_part(
+        self,
+        path: &RemotePath,
+        (offset, length): (u64, usize),
+        ends: Ends,
+        check: &dyn Fn(&Look) -> bool,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<Fetched, Error> {
+        let Self { session, claim } = self;
+        let mut download = match Download::open_part(session, path, offset, check)? {
+            Checked::Opened(download, _) => download,
+            Checked::Other(_) => return Ok(Fetched::GivenUp(0)),
+        };
+        let mut bytes = vec![0; length];
+        let mut filled = 0;
+        while filled < length {
+            if claim.shared.is_wanted() || !is_wanted() {
+                download.leave(false);
+                return Ok(Fetched::GivenUp(filled));
+            }
+            let end = (filled + BLOCK).min(length);
+            match download.read(bytes.get_mut(filled..end).unwrap_or_default())? {
+                0 => {
+                    download.leave(true);
+                    return Ok(Fetched::GivenUp(filled));
+                }
+                count => filled += count,
+            }
+        }
+        let is_over = ends == Ends::File && download.read(&mut [0])? == 0;
+        download.leave(is_over);
+        if ends == Ends::File && !is_over {
+            Ok(Fetched::GivenUp(filled))
+        } else {
+            Ok(Fetched::Whole(bytes))
         }
     }
 

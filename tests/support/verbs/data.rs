@@ -97,6 +97,14 @@ impl Session {
         let mode = if self.ascii { "ASCII" } else { "BINARY" };
         let text = format!("Opening {mode} mode data connection for {name} ({size} bytes).");
         let Some(mut data) = self.open_data(&text)? else { return Ok(()) };
+        if self.dialect.answers_at_once {
+            self.answer_at_once()?;
+            // The question for another data connection ends this one, and nothing is said of it.
+            if !matches!(self.way, Way::Unset) {
+                data.close(&Finish::Broken);
+                return Ok(());
+            }
+        }
         let finish = data.send(rest, |offset, block| content.read_at(offset, block))?;
         self.finish(data, finish, 226, "Transfer complete.")
     }
