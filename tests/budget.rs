@@ -225,3 +225,30 @@ fn a_row_of_files_costs_one_segment_each_where_the_server_queues() {
         }
     }
 }
+
+/// The port that was asked for with the transfer before is closed once another one is asked for.
+#[test]
+fn an_upload_in_a_row_of_files_takes_away_the_port_that_was_asked_for_before_it() {
+    const FILES: usize = 60;
+    let server = Server::start(Dialect::proftpd());
+    for index in 0..FILES {
+        server.put(format!("/row/f{index:02}"), "content");
+    }
+    server.mkdir("/dir");
+    let fs = Direct::new(&server, 2, Duration::from_secs(600));
+    server.set_delay(Duration::from_millis(5));
+    for index in 0..FILES {
+        assert_eq!(fs.read(format!("row/f{index:02}").as_bytes()).unwrap(), b"content");
+        if index % 5 == 4 {
+            std::thread::scope(|scope| {
+                for name in ["dir/a", "dir/b"] {
+                    scope.spawn(|| fs.write(name.as_bytes(), b"new").unwrap());
+                }
+            });
+        }
+    }
+    assert_eq!(server.sessions_total(), 2, "none was lost");
+    let sent = [1, 2].map(|session| segments(&server, session));
+    let is_late = |pair: &[String]| pair[0].starts_with("STOR") && pair[1].starts_with("RETR");
+    assert!(!sent.iter().any(|sent| sent.windows(2).any(is_late)), "{sent:?}");
+}

@@ -267,6 +267,8 @@ impl Session {
         let owed = if self.can_overlap() { self.owed.take() } else { None };
         let owed = owed.map(|owed| Owed { data: None, ..owed });
         self.settle()?;
+        // Between a question for an address and its transfer comes nothing.
+        self.stock = None;
         if owed.is_none() && self.control.has_unread() {
             return Err(out_of_step("a reply that nobody asked for"));
         }
@@ -341,7 +343,6 @@ impl Session {
 
     fn exchange(&mut self, line: &str) -> Result<Reply, Error> {
         self.settle()?;
-        // Between a question for an address and its transfer comes nothing.
         self.stock = None;
         if self.control.has_unread() {
             // Whatever it is, it would be taken for the reply to this command.
