@@ -1,9 +1,9 @@
 //! How a transfer that brings bytes is opened, and what is said at its end.
 //!
 //! The question for a data connection and the offset travel in one segment; a look at the file
-//! travels with the transfer that it is for. Where the server leaves commands alone until a transfer is over, the question for the *next*
-//! data connection travels with this transfer: its answer, a [`Door`], is at hand with the 226, and
-//! the next transfer costs two round trips instead of three.
+//! travels with the transfer that it is for. Where the server leaves commands alone until a transfer
+//! is over, the question for the *next* data connection travels with this transfer: its answer, a
+//! [`Door`], is at hand with the 226, and the next transfer costs two round trips instead of three.
 //!
 //! What the servers do with `RETR` and `EPSV` in one segment: vsftpd 3.0.3, ProFTPD 1.3.8 and
 //! Pure-FTPd 1.0.50 answer 150, 226, 229. pyftpdlib 2.0.1 carries out the EPSV at once and closes

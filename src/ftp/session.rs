@@ -3,10 +3,12 @@
 //! Invariant: between two calls no reply is unread, except one that is `owed`: the reply of a
 //! transfer whose data are already at hand. The next call reads it first.
 
-use std::io::{BufRead, BufReader, Read};
+mod attributes;
+mod lists;
+
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rustls::ProtocolVersion;
 use rustls::pki_types::ServerName;
@@ -15,37 +17,20 @@ use suppaftp::{Encoding, FtpError, ImplFtpStream};
 use super::connect::{encoding, quoted_path};
 use super::error::{Error, Reply};
 use super::lane::{Ask, may_share};
-use super::listing::{Entries, Entry, Kind, Line, ListParser, Precision, Timestamp, parse_mlsd};
 use super::network::{Network, active_command, parse_epsv, parse_pasv};
-use super::open::{Ahead, Stock};
-use super::path::{RemotePath, to_wire};
+use super::open::Stock;
+use super::path::RemotePath;
 use super::pool::Slot;
 use super::server::{Habit, Server, Verdict};
 use super::stream::{Control, DataProtection, DataSocket, Stream};
 
+pub use attributes::Stat;
+pub(crate) use attributes::{mlst_entry, reply_argument};
+
 pub(crate) type Client = ImplFtpStream<Stream>;
-
-/// The longest line of a listing: a path of PATH_MAX (4096) bytes, each perhaps sent as two
-/// (telnet IAC), and as much again for facts.
-const LINE_LIMIT: u64 = 16 * 1024;
-
-/// The most entries of one directory: at about 200 bytes each the listing stays below 400 MiB.
-const ENTRY_LIMIT: usize = 2_000_000;
 
 /// The longest reply: FEAT and STAT of talkative servers have a few KiB.
 const REPLY_LIMIT: usize = 64 * 1024;
-
-/// The buffer between socket and parser: one read of a fast line, a thousand entries.
-const LISTING_BUFFER: usize = 64 * 1024;
-
-/// What the server tells of one path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stat {
-    /// `None` from SIZE and MDTM, which do not tell.
-    pub kind: Option<Kind>,
-    pub size: Option<u64>,
-    pub mtime: Option<Timestamp>,
-}
 
 /// One logged-in control connection.
 pub struct Session {
@@ -516,270 +501,6 @@ impl Session {
         }
     }
 
-    /// Everything in a directory, by MLSD where the server has it, else by LIST.
-    pub(crate) fn list(&mut self, directory: &RemotePath) -> Result<Entries, Error> {
-        self.list_with(directory, Ahead::Known)
-    }
-
-    /// The same; what travels with it is said by `ahead`.
-    pub(crate) fn list_with(
-        &mut self,
-        directory: &RemotePath,
-        ahead: Ahead,
-    ) -> Result<Entries, Error> {
-        if self.server.verdict(Habit::Mlsd) == Verdict::Yes {
-            let mut parse = |line: &[u8]| parse_mlsd(line);
-            match self.list_by("MLSD", directory, ahead, &mut parse) {
-                Err(Error::Refused(reply)) if reply.is_unknown_command() => {
-                    self.server.learn(Habit::Mlsd, Verdict::No);
-                }
-                Ok(listed) => return Ok(listed.entries),
-                Err(error) => return Err(error),
-            }
-        }
-        self.list_long_with(directory, ahead)
-    }
-
-    /// LIST, with `-a` where that shows the hidden files.
-    pub(crate) fn list_long(&mut self, directory: &RemotePath) -> Result<Entries, Error> {
-        self.list_long_with(directory, Ahead::No)
-    }
-
-    fn list_long_with(&mut self, directory: &RemotePath, ahead: Ahead) -> Result<Entries, Error> {
-        let now = unix_now();
-        let zone = self.server.zone_offset();
-        let mut parser = ListParser::new(now, zone.unwrap_or(0));
-        let mut listed = None;
-        if self.server.may(Habit::ListAll) {
-            match self.list_by("LIST -a", directory, ahead, &mut |line| parser.line(line)) {
-                Ok(found) if found.lines > 0 => {
-                    self.server.learn(Habit::ListAll, Verdict::Yes);
-                    listed = Some(found);
-                }
-                Ok(_) | Err(Error::Refused(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let mut listed = match listed {
-            Some(found) => found,
-            None => self.list_plain(directory, &mut parser)?,
-        };
-        if zone.is_none() {
-            self.learn_zone(directory, &mut listed.entries)?;
-        }
-        Ok(listed.entries)
-    }
-
-    /// LIST without an option, after `-a` brought nothing. An empty answer says nothing about the
-    /// directory, as vsftpd 3.0.3 sends it (226) also for one that is not there: CWD tells.
-    fn list_plain(
-        &mut self,
-        directory: &RemotePath,
-        parser: &mut ListParser,
-    ) -> Result<Listed, Error> {
-        let found = self.list_by("LIST", directory, Ahead::No, &mut |line| parser.line(line))?;
-        if found.lines > 0 {
-            self.server.learn(Habit::ListAll, Verdict::No);
-        } else {
-            self.enter(directory)?;
-        }
-        Ok(found)
-    }
-
-    /// Runs one listing command to its 226. A path in which a server may see a glob, an option or
-    /// a blank to cut is not named: the directory is entered instead.
-    fn list_by(
-        &mut self,
-        verb: &str,
-        directory: &RemotePath,
-        ahead: Ahead,
-        parse: &mut dyn FnMut(&[u8]) -> Line,
-    ) -> Result<Listed, Error> {
-        let command = if directory.needs_cwd() {
-            self.enter(directory)?;
-            verb.to_owned()
-        } else {
-            format!("{verb} {}", directory.to_wire())
-        };
-        let (data, next) = match self.open_data(&command, 0, ahead) {
-            Ok(opened) => opened,
-            // “226 no files” without a data connection, and “450 No files found” of ProFTPD.
-            Err(Error::Refused(reply)) if reply.is_success() || is_no_files(&reply) => {
-                // A reply to something else would be followed by the true one: asking for the
-                // directory brings that out, and proves that there is one.
-                self.enter(directory)?;
-                return Ok(Listed::default());
-            }
-            Err(error) => return Err(error),
-        };
-        let mut reader = BufReader::with_capacity(LISTING_BUFFER, data);
-        let slot = &self.slot;
-        let listed = read_listing(&mut reader, &mut |line| {
-            slot.note_progress();
-            parse(line)
-        });
-        // Closed before the reply is read, as the server may wait for that.
-        drop(reader);
-        let listed = listed?;
-        self.end_with(next)?;
-        self.server.count_odd_lines(listed.odd, &listed.sample);
-        Ok(listed)
-    }
-
-    /// Compares one date of LIST with MDTM, which is UTC (RFC 3659 §2.3), and moves the dates of
-    /// this listing by the difference. Zones differ by quarters of an hour.
-    fn learn_zone(&mut self, directory: &RemotePath, entries: &mut Entries) -> Result<(), Error> {
-        const QUARTER: i64 = 15 * 60;
-        let newest = entries
-            .iter()
-            .filter(|entry| entry.kind == Kind::File)
-            .filter_map(|entry| Some((entry.mtime?, entry)))
-            .filter(|(mtime, _)| mtime.precision == Precision::Minute)
-            .max_by_key(|(mtime, _)| mtime.seconds);
-        let Some((listed, entry)) = newest else { return Ok(()) };
-        let path = directory.join(&entry.name)?;
-        let offset = match self.modified(&path)? {
-            Some(exact) => {
-                let away = listed.seconds - exact.seconds;
-                (away as f64 / QUARTER as f64).round() as i64 * QUARTER
-            }
-            None => 0,
-        };
-        // No zone is further from UTC than 14 hours; more is a wrong clock or another file.
-        let offset = if offset.abs() > 14 * 3600 { 0 } else { offset };
-        self.server.set_zone_offset(i32::try_from(offset).unwrap_or(0));
-        log::info!("dates of LIST are {offset} s ahead of UTC");
-        entries.move_minutes(offset);
-        Ok(())
-    }
-
-    /// What the server says of one path now: MLST, else SIZE and MDTM.
-    pub(crate) fn stat(&mut self, path: &RemotePath) -> Result<Stat, Error> {
-        if self.server.verdict(Habit::Mlsd) == Verdict::Yes {
-            let reply = self.expect_path("MLST", path)?;
-            if let Some(entry) = mlst_entry(&reply) {
-                return Ok(Stat { kind: Some(entry.kind), size: entry.size, mtime: entry.mtime });
-            }
-        }
-        self.stat_by_size(path)
-    }
-
-    /// SIZE and MDTM.
-    pub(crate) fn stat_by_size(&mut self, path: &RemotePath) -> Result<Stat, Error> {
-        let size = self.size(path)?;
-        let mtime = self.modified(path)?;
-        Ok(Stat { kind: None, size, mtime })
-    }
-
-    /// The size, and the time if that costs nothing more: by one command.
-    pub(crate) fn size_and_time(
-        &mut self,
-        path: &RemotePath,
-    ) -> Result<(Option<u64>, Option<Timestamp>), Error> {
-        if self.server.verdict(Habit::Mlsd) == Verdict::Yes {
-            let stat = self.stat(path)?;
-            return Ok((stat.size, stat.mtime));
-        }
-        Ok((self.size(path)?, None))
-    }
-
-    /// SIZE; `None` where the server does not know the command.
-    pub(crate) fn size(&mut self, path: &RemotePath) -> Result<Option<u64>, Error> {
-        let Some(reply) = self.ask(Habit::Size, "SIZE", path)? else { return Ok(None) };
-        Ok(reply_argument(&reply).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok()))
-    }
-
-    /// MDTM; `None` where the server does not know the command.
-    pub(crate) fn modified(&mut self, path: &RemotePath) -> Result<Option<Timestamp>, Error> {
-        let Some(reply) = self.ask(Habit::Mdtm, "MDTM", path)? else { return Ok(None) };
-        Ok(reply_argument(&reply).and_then(Timestamp::parse_mdtm))
-    }
-
-    /// A question that not every server understands.
-    fn ask(&mut self, habit: Habit, verb: &str, path: &RemotePath) -> Result<Option<Reply>, Error> {
-        if !self.server.may(habit) {
-            return Ok(None);
-        }
-        match self.expect_path(verb, path) {
-            Ok(reply) => Ok(Some(reply)),
-            Err(Error::Refused(reply)) if reply.is_unknown_command() => {
-                self.server.learn(habit, Verdict::No);
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Sets the time of last change; false where the server has no way to. Tried in turn: MFMT
-    /// (draft-somers-ftp-mfxx), MDTM with two arguments (vsftpd 3.0.3 with mdtm_write, Serv-U,
-    /// IIS), and the two forms of SITE UTIME (ProFTPD's mod_site_misc; Pure-FTPd).
-    pub(crate) fn set_modified(&mut self, path: &RemotePath, seconds: i64) -> Result<bool, Error> {
-        let time = Timestamp::format_mdtm(seconds);
-        let wire = path.to_wire();
-        let ways = [
-            (Habit::Mfmt, format!("MFMT {time} {wire}")),
-            (Habit::MdtmSet, format!("MDTM {time} {wire}")),
-            (Habit::SiteUtime, format!("SITE UTIME {wire} {time} {time} {time} UTC")),
-            (Habit::SiteUtime, format!("SITE UTIME {time} {wire}")),
-        ];
-        for (habit, line) in ways {
-            if !self.server.may(habit) {
-                continue;
-            }
-            let known = self.server.verdict(habit) == Verdict::Yes;
-            let reply = self.command(&line)?;
-            match reply.code {
-                200..300 => {
-                    self.server.learn(habit, Verdict::Yes);
-                    return Ok(true);
-                }
-                421 => return Err(Error::from_reply(reply)),
-                // Known to work elsewhere: it is this path that has no settable time (vsftpd
-                // refuses directories).
-                _ if known => return Ok(false),
-                _ => {}
-            }
-        }
-        Ok(false)
-    }
-
-    /// Sets the permission bits; false where the server has no way to.
-    pub(crate) fn set_mode(&mut self, path: &RemotePath, mode: u16) -> Result<bool, Error> {
-        if !self.server.may(Habit::SiteChmod) {
-            return Ok(false);
-        }
-        let reply = self.command(&format!("SITE CHMOD {mode:03o} {}", path.to_wire()))?;
-        if reply.is_success() {
-            self.server.learn(Habit::SiteChmod, Verdict::Yes);
-            return Ok(true);
-        }
-        if reply.is_unknown_command() && self.server.verdict(Habit::SiteChmod) == Verdict::Unknown {
-            self.server.learn(Habit::SiteChmod, Verdict::No);
-            return Ok(false);
-        }
-        Err(Error::from_reply(reply))
-    }
-
-    /// Makes a symbolic link; false where the server has no way to. The command takes two words,
-    /// so that neither may contain a blank.
-    pub(crate) fn make_symlink(&mut self, target: &[u8], path: &RemotePath) -> Result<bool, Error> {
-        let blank = |bytes: &[u8]| bytes.iter().any(u8::is_ascii_whitespace);
-        if !self.server.may(Habit::SiteSymlink) || blank(target) || blank(path.as_bytes()) {
-            return Ok(false);
-        }
-        let line = format!("SITE SYMLINK {} {}", to_wire(target), path.to_wire());
-        let reply = self.command(&line)?;
-        if reply.is_success() {
-            self.server.learn(Habit::SiteSymlink, Verdict::Yes);
-            return Ok(true);
-        }
-        if reply.is_unknown_command() {
-            self.server.learn(Habit::SiteSymlink, Verdict::No);
-            return Ok(false);
-        }
-        Err(Error::from_reply(reply))
-    }
-
     /// Says good-bye, so that the server frees the slot at once instead of at its time-out.
     pub(crate) fn quit(mut self) {
         // 1 s: it is a courtesy, the connection is closed either way.
@@ -804,102 +525,6 @@ pub(crate) enum Way {
     Active(TcpListener),
 }
 
-/// What one listing command brought.
-#[derive(Default)]
-struct Listed {
-    entries: Entries,
-    /// Lines of any kind, `.` and `total` too: a listing with none says nothing.
-    lines: usize,
-    odd: usize,
-    sample: Vec<u8>,
-}
-
-fn read_listing(
-    reader: &mut BufReader<DataSocket>,
-    parse: &mut dyn FnMut(&[u8]) -> Line,
-) -> Result<Listed, Error> {
-    let mut listed = Listed::default();
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        let read = reader
-            .by_ref()
-            .take(LINE_LIMIT)
-            .read_until(b'\n', &mut line)
-            .map_err(|error| Error::from_io(error, "a listing"))?;
-        if read == 0 {
-            return Ok(listed);
-        }
-        if read as u64 == LINE_LIMIT || listed.entries.len() == ENTRY_LIMIT {
-            return Err(Error::ListingTooLarge);
-        }
-        let text = line.strip_suffix(b"\n").unwrap_or(&line);
-        let text = text.strip_suffix(b"\r").unwrap_or(text);
-        listed.lines += 1;
-        match parse(text) {
-            Line::Entry(entry) if !listed.entries.push(&entry) => {
-                return Err(Error::ListingTooLarge);
-            }
-            Line::Entry(_) => {}
-            Line::Ignored => {}
-            Line::Odd => {
-                listed.odd += 1;
-                listed.sample = text.to_vec();
-            }
-        }
-    }
-}
-
-/// The entry in an MLST reply: its second line, a blank before the facts, the path after them.
-pub(crate) fn mlst_entry(reply: &Reply) -> Option<Entry> {
-    let line = reply.body.split(|byte| *byte == b'\n').nth(1)?;
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
-    let line = line.strip_prefix(b" ").unwrap_or(line);
-    let facts = line.split(|byte| *byte == b' ').next()?;
-    // The name may be a path, relative or absolute; only the facts are wanted.
-    match parse_mlsd(&[facts, b" x"].concat()) {
-        Line::Entry(entry) => Some(entry),
-        // The directory itself comes as type=cdir from some servers.
-        Line::Ignored | Line::Odd => None,
-    }
-}
-
-/// The word after the code, as in `213 1048576`.
-pub(crate) fn reply_argument(reply: &Reply) -> Option<&[u8]> {
-    reply.body.get(4..)?.split(u8::is_ascii_whitespace).find(|word| !word.is_empty())
-}
-
 pub(crate) fn out_of_step(what: &'static str) -> Error {
     Error::Broken(std::io::Error::new(std::io::ErrorKind::InvalidData, what))
-}
-
-fn is_no_files(reply: &Reply) -> bool {
-    reply.code == 450 && reply.text().to_lowercase().contains("no files")
-}
-
-fn unix_now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_second_line_of_mlst_is_the_entry() {
-        let text = b"250-Start\r\n type=file;size=7;modify=20260102030405; /a b/c\r\n250 End\r\n";
-        let entry = mlst_entry(&Reply::parse(text.to_vec())).unwrap();
-        assert_eq!((entry.kind, entry.size), (Kind::File, Some(7)));
-        assert!(mlst_entry(&Reply::parse(b"250 nothing\r\n".to_vec())).is_none());
-    }
-
-    #[test]
-    fn the_argument_of_a_reply() {
-        let argument =
-            |text: &[u8]| reply_argument(&Reply::parse(text.to_vec())).map(<[u8]>::to_vec);
-        assert_eq!(argument(b"213 1048576\r\n"), Some(b"1048576".to_vec()));
-        assert_eq!(argument(b"213\r\n"), None);
-        assert_eq!(argument(b""), None);
-    }
 }

@@ -218,8 +218,8 @@ impl Upload {
         self
     }
 
-    /// Sends a range of `file`; between blocks it asks whether it is still wanted. An error is the server's reason where it
-    /// gave one (452, 552): that is worth more than “broken pipe”.
+    /// Sends a range of `file`; between blocks it asks whether it is still wanted. An error is the
+    /// server's reason where it gave one (452, 552): that is worth more than “broken pipe”.
     pub fn send(
         &mut self,
         file: &File,

@@ -8,7 +8,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Pool, Shared, Slot, State};
+use super::Pool;
+use super::slots::{Shared, Slot, State};
 use crate::ftp::error::Error;
 use crate::ftp::lane::Look;
 use crate::ftp::listing::Entries;
@@ -244,7 +245,8 @@ impl Spare {
         }
     }
 
-    /// `length` bytes of a file from `offset` on, if the file is as `check` wants it. Between blocks it is asked whether they are still wanted.
+    /// `length` bytes of a file from `offset` on, if the file is as `check` wants it. Between blocks
+    /// it is asked whether they are still wanted.
     pub fn fetch_part(
         self,
         path: &RemotePath,
