@@ -435,6 +435,7 @@ impl Kernel {
             read_only: false,
             allow_other: false,
             no_exec: false,
+            facts: true,
             threads: connections + 4,
         };
         let mounted = fuse::mount(Arc::clone(&vfs), mountpoint.path(), &settings).unwrap();

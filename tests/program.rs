@@ -7,6 +7,7 @@ mod support;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -548,6 +549,31 @@ fn a_refresh_is_in_nobodys_way_and_own_changes_are_seen_beside_listings() {
         runs.iter().for_each(Run::assert_fine);
     });
     world.umount().assert_fine();
+}
+
+/// What getxattr(2) of a path says: how many bytes, or why none.
+fn attribute(path: &Path, name: &std::ffi::CStr) -> Result<usize, i32> {
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
+    // SAFETY: both names end with a NUL; with a size of 0 nothing is written.
+    #[allow(unsafe_code)]
+    let length = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), std::ptr::null_mut(), 0) };
+    usize::try_from(length).map_err(|_| std::io::Error::last_os_error().raw_os_error().unwrap())
+}
+
+#[test]
+fn facts_are_shown_to_those_who_want_them() {
+    need_fuse!();
+    let server = Server::start(Dialect::proftpd());
+    server.put("/f", "x");
+    for wants_them in [false, true] {
+        let world = World::new();
+        let options = if wants_them { "facts" } else { "rw" };
+        world.run(&[&"mount", &"-o", &options, &url(&server, ""), &world.mnt]).assert_fine();
+        let found = attribute(&world.mnt.join("f"), c"user.ftp.unique");
+        assert_eq!(found.is_ok(), wants_them, "{found:?}");
+        assert!(wants_them || found == Err(libc::EOPNOTSUPP), "{found:?}");
+        world.run(&[&"umount", &world.mnt]).assert_fine();
+    }
 }
 
 #[test]

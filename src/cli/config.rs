@@ -81,6 +81,7 @@ impl MountConfig {
             read_only,
             allow_other: words.allow_other,
             no_exec: words.no_exec,
+            facts: arguments.facts || words.facts,
             threads: connections + SPARE_LOOPS,
         };
         let options = vfs::Options {

@@ -135,6 +135,11 @@ struct MountArguments {
     #[arg(long)]
     direct_io: bool,
 
+    /// Show what the server tells of files (owner, unique, perm …) as extended attributes
+    /// user.ftp.*; ls -l then takes longer, as it asks for attributes of each file.
+    #[arg(long)]
+    facts: bool,
+
     /// Take the password from the first line of this file; - is standard input.
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,

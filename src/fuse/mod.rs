@@ -40,6 +40,7 @@ const MAX_BACKGROUND: u16 = 64;
 #[derive(Debug)]
 struct Kernel {
     vfs: Arc<Vfs>,
+    shows_facts: bool,
 }
 
 impl Kernel {
@@ -616,11 +617,12 @@ impl Filesystem for Kernel {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EOPNOTSUPP);
+        // The kernel says EOPNOTSUPP, and does not ask again.
+        reply.error(Errno::ENOSYS);
     }
 
     fn removexattr(&self, _request: &Request, _number: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EOPNOTSUPP);
+        reply.error(Errno::ENOSYS);
     }
 
     fn getxattr(
@@ -631,12 +633,18 @@ impl Filesystem for Kernel {
         size: u32,
         reply: ReplyXattr,
     ) {
+        if !self.shows_facts {
+            return reply.error(Errno::ENOSYS);
+        }
         let name = name.to_string_lossy();
         let value = self.run("getxattr", |vfs| vfs.getxattr(ino(number), &name));
         xattr_reply(value, size, reply);
     }
 
     fn listxattr(&self, _request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
+        if !self.shows_facts {
+            return reply.error(Errno::ENOSYS);
+        }
         let names = self.run("listxattr", |vfs| vfs.listxattr(ino(number)));
         // Each name ends with a NUL (listxattr(2)).
         let list =

@@ -33,6 +33,10 @@ pub struct MountSettings {
     pub allow_other: bool,
     /// No program is run from the mount.
     pub no_exec: bool,
+    /// The server's facts are extended attributes. Otherwise the kernel is told that there are none,
+    /// as `ls -l` asks for two or three of each file: of 20,000 that took 1.40 s instead of 0.66
+    /// (ProFTPD 1.3.8, loopback), 0.98 instead of 0.21 (vsftpd 3.0.3).
+    pub facts: bool,
     /// Loops that take requests, each busy while it waits for the server.
     pub threads: usize,
 }
@@ -46,7 +50,7 @@ pub struct Mounted {
 
 /// Mounts the file system; it answers when this returns.
 pub fn mount(vfs: Arc<Vfs>, mountpoint: &Path, settings: &MountSettings) -> io::Result<Mounted> {
-    let kernel = Kernel { vfs: Arc::clone(&vfs) };
+    let kernel = Kernel { vfs: Arc::clone(&vfs), shows_facts: settings.facts };
     let acl = if settings.allow_other { SessionACL::All } else { SessionACL::Owner };
     let mut config = Config::default();
     config.acl = acl;
