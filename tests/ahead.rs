@@ -278,6 +278,26 @@ fn a_request_goes_before_work_ahead() {
     }
 }
 
+/// The connection that is left to the next request is of no use to it then.
+#[test]
+fn a_request_that_waits_for_work_ahead_lends_it_its_connection() {
+    let (server, fs) = start(2);
+    for index in 0..2 {
+        fs.names(&folder(index)).unwrap();
+    }
+    assert!(server.wait_until(|server| server.count("MLSD") > 4, PATIENCE));
+    server.fault(Fault::always("MLSD", What::StallData(1)));
+    assert!(server.wait_until(|server| server.stuck() == 1, PATIENCE));
+    let hangs = server.commands().into_iter().rfind(|line| line.starts_with("MLSD /")).unwrap();
+    let hangs = hangs.trim_start_matches("MLSD /").as_bytes();
+    std::thread::scope(|scope| {
+        scope.spawn(|| fs.names(hangs).unwrap());
+        assert!(server.wait_until(|server| server.stuck() == 2, PATIENCE));
+        server.clear_faults();
+        server.release();
+    });
+}
+
 #[test]
 fn a_single_connection_does_nothing_ahead() {
     let (server, fs) = start(1);

@@ -31,7 +31,7 @@ pub use lane::Look;
 pub use listing::{Brief, Entries, Entry, Kind, Precision, Timestamp};
 pub use network::{Active, NetworkSettings};
 pub use path::{BadName, RemotePath, check_name};
-pub use pool::{Ends, Fetched, Pool, PoolSnapshot, Reserved, Spare, TailHabit};
+pub use pool::{Ends, Fetched, LentTurn, Pool, PoolSnapshot, Reserved, Spare, TailHabit};
 pub use proxy::Proxy;
 pub use secret::Secret;
 pub use session::{Session, Stat};

@@ -23,7 +23,7 @@ use super::transfer::{Checked, Download};
 use slots::{Age, Shared};
 
 pub(crate) use slots::Slot;
-pub use spare::{Ends, Fetched, Reserved, Spare};
+pub use spare::{Ends, Fetched, LentTurn, Reserved, Spare};
 pub use uploads::TailHabit;
 
 /// A session idle for so long is ended by us, politely: FileZilla Server does it after 120 s,

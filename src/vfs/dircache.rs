@@ -16,7 +16,7 @@ use super::attr::Shown;
 use super::error::{Error, Result};
 use super::listing::Change;
 use super::tree::Ino;
-use crate::ftp::Entries;
+use crate::ftp::{Entries, Pool};
 
 pub(crate) use super::listing::{Item, Listing};
 
@@ -28,12 +28,14 @@ const MAX_ENTRIES: usize = 500_000;
 /// stay for those who wait.
 const MOST_RELISTINGS: usize = 4;
 
-/// The listings. One leaf lock, never held across I/O.
+/// The listings. One lock, before the pool's only, never held across I/O.
 #[derive(Debug)]
 pub(crate) struct DirCache {
     ttl: Duration,
     /// How long to wait for somebody else's load; the load itself has deadlines of its own.
     patience: Duration,
+    /// Whoever waits for somebody else's load lends its turn for a connection.
+    pool: Option<Arc<Pool>>,
     state: Mutex<State>,
     /// Signalled when a load ends.
     loaded: Condvar,
@@ -141,7 +143,11 @@ impl DirCache {
             entries: 0,
             capacity: MAX_ENTRIES,
         };
-        Self { ttl, patience, state: Mutex::new(state), loaded: Condvar::new() }
+        Self { ttl, patience, pool: None, state: Mutex::new(state), loaded: Condvar::new() }
+    }
+
+    pub(crate) fn lending_to(self, pool: &Arc<Pool>) -> Self {
+        Self { pool: Some(Arc::clone(pool)), ..self }
     }
 
     /// The listing of a directory, not older than the TTL, or begun after `now`. `load` asks the
@@ -152,6 +158,7 @@ impl DirCache {
         now: Instant,
         load: impl FnOnce() -> Result<Entries>,
     ) -> Result<Fresh> {
+        let mut lent = None;
         let mut state = self.lock();
         loop {
             if let Some(fresh) = state.fresh(directory, now, self.ttl) {
@@ -159,6 +166,9 @@ impl DirCache {
             }
             if !state.loading.contains_key(&directory) {
                 break;
+            }
+            if lent.is_none() {
+                lent = self.pool.as_ref().map(|pool| pool.lend_turn());
             }
             let (woken, timed_out) = self
                 .loaded
@@ -171,6 +181,7 @@ impl DirCache {
         }
         state.loading.insert(directory, Loading::default());
         drop(state);
+        drop(lent);
 
         // Ends the load also when `load` fails or panics.
         let load_ends = LoadEnds { cache: self, directory };

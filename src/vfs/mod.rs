@@ -180,7 +180,7 @@ impl Vfs {
             pool: Arc::clone(&pool),
             base: pool.base(),
             tree: Arc::new(Mutex::new(Tree::new())),
-            cache: Arc::new(DirCache::new(options.ttl, patience)),
+            cache: Arc::new(DirCache::new(options.ttl, patience).lending_to(&pool)),
             handles: Arc::new(Handles::new(memory.readers)),
             ttl: options.ttl,
             memory: memory.ahead,

@@ -161,7 +161,8 @@ impl Prefetch {
     /// The whole content of this version, if it was fetched, or is being fetched, ahead.
     pub(super) fn take(&self, ino: Ino, version: &Version) -> Option<Arc<Vec<u8>>> {
         let shared = self.shared.as_ref()?;
-        shared.shelf.take(ino, version, shared.parts.pool.timeout())
+        let pool = &shared.parts.pool;
+        shared.shelf.take(ino, version, pool.timeout(), || pool.lend_turn())
     }
 
     /// Is it here, or on its way?
@@ -252,8 +253,8 @@ impl Shared {
 
     /// One more thread, if all there are have work.
     fn staff(self: &Arc<Self>, state: &mut State) {
-        let most = self.parts.pool.snapshot().limit.saturating_sub(1);
-        if state.threads > state.busy || state.threads >= most || state.is_closed {
+        let most = self.parts.pool.snapshot().limit;
+        if most < 2 || state.threads > state.busy || state.threads >= most || state.is_closed {
             return;
         }
         let shared = Arc::clone(self);

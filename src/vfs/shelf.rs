@@ -26,7 +26,7 @@ pub struct AheadBytes {
     pub unread: u64,
 }
 
-/// The contents. One leaf lock, never held across I/O.
+/// The contents. One lock, before the pool's only, never held across I/O.
 #[derive(Debug)]
 pub(crate) struct Shelf {
     /// How long a content may be given out.
@@ -135,14 +135,16 @@ impl Shelf {
     }
 
     /// The content of exactly this version. One that is on its way is waited for, no longer than
-    /// `patience`.
-    pub(crate) fn take(
+    /// `patience`; what `waits` gives is held meanwhile.
+    pub(crate) fn take<W>(
         &self,
         ino: Ino,
         version: &Version,
         patience: Duration,
+        waits: impl Fn() -> W,
     ) -> Option<Arc<Vec<u8>>> {
         let until = Instant::now() + patience;
+        let mut waiting = None;
         let mut state = self.lock();
         loop {
             let now = Instant::now();
@@ -152,6 +154,7 @@ impl Shelf {
             let bytes = match &entry.content {
                 Content::OnItsWay => {
                     let left = until.checked_duration_since(now)?;
+                    waiting.get_or_insert_with(&waits);
                     let (woken, _) = self
                         .ended
                         .wait_timeout(state, left)
@@ -256,9 +259,9 @@ mod tests {
         assert_eq!(shelf.claim(Ino(5), version(3, 1), 3, now), None, "on its way");
         shelf.put(ticket, b"abc".to_vec());
         assert_eq!(shelf.claim(Ino(5), version(3, 1), 3, now), None, "here");
-        assert!(shelf.take(Ino(5), &version(3, 2), TTL).is_none());
-        assert!(shelf.take(Ino(5), &version(4, 1), TTL).is_none());
-        assert_eq!(*shelf.take(Ino(5), &version(3, 1), TTL).unwrap(), b"abc");
+        assert!(shelf.take(Ino(5), &version(3, 2), TTL, || ()).is_none());
+        assert!(shelf.take(Ino(5), &version(4, 1), TTL, || ()).is_none());
+        assert_eq!(*shelf.take(Ino(5), &version(3, 1), TTL, || ()).unwrap(), b"abc");
         assert_eq!(shelf.counted(), AheadBytes { fetched: 3, read: 3, unread: 0 });
         assert!(shelf.claim(Ino(5), version(3, 2), 3, now).is_some(), "a newer one");
     }
@@ -269,7 +272,7 @@ mod tests {
         let ticket = shelf.claim(Ino(5), version(3, 1), 3, now).unwrap();
         shelf.forget(Ino(5));
         shelf.put(ticket, b"old".to_vec());
-        assert!(shelf.take(Ino(5), &version(3, 1), TTL).is_none());
+        assert!(shelf.take(Ino(5), &version(3, 1), TTL, || ()).is_none());
         assert_eq!(shelf.counted(), AheadBytes { fetched: 3, read: 0, unread: 3 });
     }
 
@@ -279,7 +282,7 @@ mod tests {
         let long_ago = now.checked_sub(TTL).unwrap();
         let ticket = shelf.claim(Ino(5), version(3, 1), 3, long_ago).unwrap();
         shelf.put(ticket, b"abc".to_vec());
-        assert!(shelf.take(Ino(5), &version(3, 1), TTL).is_none());
+        assert!(shelf.take(Ino(5), &version(3, 1), TTL, || ()).is_none());
         shelf.expire(now);
         assert_eq!(shelf.counted().unread, 3);
     }
@@ -293,7 +296,7 @@ mod tests {
             let ticket = shelf.claim(Ino(ino), version(size as u64, 1), size, begun).unwrap();
             shelf.put(ticket, vec![0; size]);
         }
-        shelf.take(Ino(2), &version(size as u64, 1), TTL).unwrap();
+        shelf.take(Ino(2), &version(size as u64, 1), TTL, || ()).unwrap();
         let third = shelf.claim(Ino(3), version(1, 1), 1, now).unwrap();
         assert!(!has(&shelf, 2), "it had been read");
         assert!(has(&shelf, 1));
@@ -309,13 +312,13 @@ mod tests {
         let shelf = Shelf::new(TTL, CAPACITY);
         let ticket = shelf.claim(Ino(5), version(3, 1), 3, Instant::now()).unwrap();
         std::thread::scope(|scope| {
-            let asks = scope.spawn(|| shelf.take(Ino(5), &version(3, 1), TTL));
+            let asks = scope.spawn(|| shelf.take(Ino(5), &version(3, 1), TTL, || ()));
             shelf.put(ticket, b"abc".to_vec());
             assert_eq!(*asks.join().unwrap().unwrap(), b"abc");
         });
         let ticket = shelf.claim(Ino(6), version(3, 1), 3, Instant::now()).unwrap();
         std::thread::scope(|scope| {
-            let asks = scope.spawn(|| shelf.take(Ino(6), &version(3, 1), TTL));
+            let asks = scope.spawn(|| shelf.take(Ino(6), &version(3, 1), TTL, || ()));
             shelf.give_up(ticket, 1);
             assert!(asks.join().unwrap().is_none());
         });

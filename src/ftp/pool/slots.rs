@@ -64,6 +64,8 @@ pub(super) struct State {
     pub(super) closed: bool,
     /// How many connections work ahead of need has; none of them is free or parked.
     pub(super) spares: usize,
+    /// How many requests wait for work ahead of need.
+    pub(super) lent: usize,
     /// When a half-read download was last parked.
     pub(super) last_parked: Option<Instant>,
     /// No connection is opened for work ahead of need before this.
@@ -104,6 +106,7 @@ impl Shared {
             down: None,
             closed: false,
             spares: 0,
+            lent: 0,
             last_parked: None,
             no_spare_until: None,
         };

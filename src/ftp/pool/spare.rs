@@ -1,7 +1,7 @@
 //! Connections for work ahead of need, which nobody waits for yet.
 //!
-//! Such work takes a connection only when no request waits for one, leaves one to the next
-//! request, and never takes a half-read download away. A new connection is opened only if the work
+//! Such work takes a connection only when no request waits for one, leaves one to the next request
+//! (unless that waits for what is done ahead), and never takes a half-read download away. A new connection is opened only if the work
 //! at hand gains more by it than the login costs. While a request waits all the same, transfers
 //! are given up and listings read to their end, so that it waits for one short transfer at most.
 
@@ -52,6 +52,17 @@ struct Claim {
     shared: Arc<Shared>,
 }
 
+/// One request waits for work ahead. Ends with the value.
+pub struct LentTurn {
+    shared: Arc<Shared>,
+}
+
+impl Drop for LentTurn {
+    fn drop(&mut self) {
+        lock(&self.shared.state).lent -= 1;
+    }
+}
+
 /// What came of fetching a file.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Fetched {
@@ -91,6 +102,14 @@ impl Pool {
         }
     }
 
+    /// A request waits for what is done ahead: while it does, such work may have the connection that
+    /// is left to it.
+    pub fn lend_turn(&self) -> LentTurn {
+        lock(&self.shared.state).lent += 1;
+        self.shared.changed.notify_all();
+        LentTurn { shared: Arc::clone(&self.shared) }
+    }
+
     /// Does somebody read a large file just now?
     pub fn is_streaming(&self) -> bool {
         lock(&self.shared.state).last_parked.is_some_and(|time| time.elapsed() < STREAM)
@@ -107,8 +126,8 @@ impl Shared {
         if state.spares >= state.most_spares() {
             return None;
         }
-        // One is left to the next request, unless a request is at work on its own already.
-        if free > 1 || (free == 1 && state.foreground() > 0) {
+        // One is left to the next request, unless a request is at work on its own, or has lent it.
+        if free > 1 || (free == 1 && (state.foreground() > 0 || state.lent > 0)) {
             let clean = state.free.iter().rposition(|session| !session.owes());
             let session = state.free.remove(clean.unwrap_or(free - 1));
             return Some(Way::Free(Box::new(session)));
@@ -135,11 +154,12 @@ impl State {
         self.open.saturating_sub(self.free.len() + self.spares)
     }
 
-    /// The most that work ahead of need may have now: all but one; where several requests are at
-    /// work, all but theirs and one. A single connection has none: what it fetched meanwhile would
+    /// The most that work ahead of need may have now: all but one, which may be lent; where several
+    /// requests are at work, all but theirs and one. A single connection has none: what it fetched meanwhile would
     /// be no sooner there, and the program that has just opened a file would wait for the next.
     fn most_spares(&self) -> usize {
         let kept = match self.foreground() {
+            0 if self.lent > 0 && self.limit > 1 => 0,
             0 | 1 => 1,
             busy => busy + 1,
         };
