@@ -215,7 +215,7 @@ fn a_row_of_files_costs_one_segment_each_where_the_server_queues() {
         // Work ahead and requests share the two connections.
         let sent: Vec<Vec<String>> = (1..=2).map(|session| segments(&server, session)).collect();
         let count = |wanted: &str| sent.iter().flatten().filter(|verbs| *verbs == wanted).count();
-        assert_eq!(count("RETR NOOP"), 1, "{sent:?}");
+        assert!((1..=2).contains(&count("RETR NOOP")), "once, or once for each: {sent:?}");
         if follows {
             assert!(count("RETR EPSV") > FILES / 6, "{sent:?}");
             let asks_again = |pair: &[String]| pair == ["RETR EPSV", "EPSV"];
@@ -251,4 +251,13 @@ fn an_upload_in_a_row_of_files_takes_away_the_port_that_was_asked_for_before_it(
     let sent = [1, 2].map(|session| segments(&server, session));
     let is_late = |pair: &[String]| pair[0].starts_with("STOR") && pair[1].starts_with("RETR");
     assert!(!sent.iter().any(|sent| sent.windows(2).any(is_late)), "{sent:?}");
+}
+
+/// ProFTPD 1.3.8 says 226 when the client has closed the data connection, so that is done with the
+/// file, not with the next one.
+#[test]
+fn the_226_is_there_before_the_next_transfer() {
+    let (server, fs) = warm(Dialect { lingers: true, ..Dialect::proftpd() });
+    assert_eq!(fs.read(b"small").unwrap(), b"content");
+    assert!(server.wait_until(|server| server.transfers_open() == 0, PATIENCE));
 }

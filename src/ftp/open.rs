@@ -172,7 +172,7 @@ impl Session {
             100..200 if is_good => return Ok(Opening::Data(self.data_socket(way)?, look)),
             100..200 => {
                 self.data_socket(way)?.reset();
-                self.owe(None, None);
+                self.owe(false, None);
             }
             421 => return Err(Error::Closing(reply)),
             _ => {

@@ -154,10 +154,7 @@ impl Session {
     /// the bytes of that transfer were complete, or nobody wanted them.
     pub(crate) fn settle(&mut self) -> Result<(), Error> {
         match self.owed.take() {
-            Some(mut owed) => {
-                owed.data = None;
-                self.read_owed(owed)
-            }
+            Some(owed) => self.read_owed(owed),
             None => Ok(()),
         }
     }
@@ -189,23 +186,23 @@ impl Session {
             && self
                 .owed
                 .as_ref()
-                .is_some_and(|owed| owed.data.is_some() && owed.next.is_none() && owed.behind == 0)
+                .is_some_and(|owed| owed.is_all_read && owed.next.is_none() && owed.behind == 0)
     }
 
     pub(crate) fn owes(&self) -> bool {
         self.owed.is_some()
     }
 
-    /// Leaves the reply of a transfer, that to what travelled with it, and closing its data
-    /// connection, to whoever uses the session next.
-    pub(crate) fn owe(&mut self, data: Option<DataSocket>, next: Option<Ask>) {
-        self.owed = Some(Owed { data, next, behind: 0 });
+    /// Leaves the reply of a transfer, and that to what travelled with it, to whoever uses the session
+    /// next. Its data connection is closed; were all bytes read that there are?
+    pub(crate) fn owe(&mut self, is_all_read: bool, next: Option<Ask>) {
+        self.owed = Some(Owed { is_all_read, next, behind: 0 });
     }
 
     /// The reply of a transfer that was broken off, and so many behind it to commands that travelled
     /// with it.
     pub(crate) fn owe_behind(&mut self, behind: usize) {
-        self.owed = Some(Owed { data: None, next: None, behind });
+        self.owed = Some(Owed { is_all_read: false, next: None, behind });
     }
 
     /// The reply at the end of a transfer, after the data connection was closed: 226 or 250
@@ -250,7 +247,6 @@ impl Session {
         lines: impl Iterator<Item = &'a str>,
     ) -> Result<(), Error> {
         let owed = if self.can_overlap() { self.owed.take() } else { None };
-        let owed = owed.map(|owed| Owed { data: None, ..owed });
         self.settle()?;
         // Between a question for an address and its transfer comes nothing.
         self.stock = None;
@@ -511,8 +507,8 @@ impl Session {
 
 /// What is still to be read of a transfer that nobody waits for.
 struct Owed {
-    /// Its data connection, if that was read to its end.
-    data: Option<DataSocket>,
+    /// The server has nothing more to do for it but to say so.
+    is_all_read: bool,
     /// What travelled with it.
     next: Option<Ask>,
     /// How many replies follow that of the transfer.

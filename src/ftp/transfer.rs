@@ -168,16 +168,16 @@ impl Download {
 
     /// Enough was read, or as much as there is: the session returns at once and its next user
     /// reads the reply. A data connection that may still carry bytes is closed with a reset, so
-    /// that the server stops sending; it answers 426, which is read like any other reply.
+    /// that the server stops sending; it answers 426, which is read like any other reply. The other
+    /// is closed now, as ProFTPD 1.3.8 says 226 only then, and the next user would wait for that.
     pub fn leave(self, at_end: bool) {
         let Self { mut session, data, next, .. } = self;
-        let data = if at_end {
-            Some(data)
+        if at_end {
+            drop(data);
         } else {
             data.reset();
-            None
-        };
-        session.owe(data, next);
+        }
+        session.owe(at_end, next);
         session.give_back();
     }
 }

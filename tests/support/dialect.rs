@@ -39,6 +39,8 @@ pub struct Dialect {
 
     pub epsv: bool,
     pub pasv: Pasv,
+    /// 226 comes when the client has closed the data connection too (ProFTPD 1.3.8).
+    pub lingers: bool,
 
     pub mlsd: Mlsd,
     /// The facts that are on by default.
@@ -264,6 +266,7 @@ impl Dialect {
             telnet: false,
             epsv: true,
             pasv: Pasv::Shown,
+            lingers: false,
             mlsd: Mlsd::Absent,
             facts: &[],
             mlsd_dots: false,

@@ -2,7 +2,7 @@
 //! meet on them. Never looks at names.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -241,6 +241,14 @@ impl Data {
             Ok(()) => bytes,
             Err(_) => Vec::new(),
         }
+    }
+
+    /// Says that this was all, and waits for the client to close.
+    pub fn linger(&self) {
+        let _ = self.socket.shutdown(Shutdown::Write);
+        // That of the listening socket is its too.
+        let _ = self.socket.set_read_timeout(None);
+        while matches!((&*self.socket).read(&mut [0; 512]), Ok(1..)) {}
     }
 
     /// Closes the data connection as `finish` asks.

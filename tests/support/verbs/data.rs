@@ -177,6 +177,9 @@ impl Session {
     }
 
     pub(super) fn finish(&mut self, data: Data, finish: Finish, code: u16, text: &str) -> Done {
+        if matches!(finish, Finish::Complete) && self.hub.look(|state| state.dialect.lingers) {
+            data.linger();
+        }
         data.close(&finish);
         match finish {
             Finish::Complete => self.reply(code, text),
