@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -548,6 +548,25 @@ fn a_refresh_is_in_nobodys_way_and_own_changes_are_seen_beside_listings() {
         is_over.store(true, std::sync::atomic::Ordering::Relaxed);
         runs.iter().for_each(Run::assert_fine);
     });
+    world.umount().assert_fine();
+}
+
+#[test]
+fn reads_past_the_page_cache_give_the_same_bytes() {
+    need_fuse!();
+    let server = Server::start(Dialect::proftpd());
+    let content: Vec<u8> = (0..3_000_000_u32).map(|index| (index * 7 % 251) as u8).collect();
+    server.put("/f", &content);
+    let world = World::new();
+    world.run(&[&"mount", &"--direct-io", &url(&server, ""), &world.mnt]).assert_fine();
+    assert!(fs::read(world.path("f")).unwrap() == content);
+    let file = fs::File::open(world.path("f")).unwrap();
+    let mut part = [0; 1000];
+    file.read_exact_at(&mut part, 2_500_001).unwrap();
+    assert_eq!(part, content[2_500_001..2_501_001]);
+    fs::write(world.path("new"), &content).unwrap();
+    assert!(server.get("/new").unwrap() == content);
+    drop(file);
     world.umount().assert_fine();
 }
 
