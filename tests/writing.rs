@@ -618,3 +618,28 @@ fn a_file_that_is_closed_while_it_is_being_hidden_does_not_stay_on_the_server() 
         assert_eq!(fs.names(b"").unwrap().len(), 3);
     }
 }
+
+/// What was sent ahead is put away by a thread of its own: the end of a mount waits for that.
+#[test]
+fn the_end_waits_for_what_is_being_put_away() {
+    let (server, fs) = start(Dialect::proftpd(), WritePolicy::default());
+    let marks = || {
+        let files = std::fs::read_dir(fs.staging.path()).unwrap().flatten();
+        files.filter(|file| file.file_name().to_string_lossy().starts_with("mark-")).count()
+    };
+    let mut file = fs.open(b"new", How::NEW).unwrap();
+    file.write_at(0, &vec![b'x'; 2 * 1024 * 1024]).unwrap();
+    assert!(server.wait_until(|server| server.count("STOR") == 1, PATIENCE), "sent ahead");
+    server.fault_once("DELE", What::HoldReply(PATIENCE));
+    file.write_at(0, b"another beginning").unwrap();
+    assert!(server.wait_until(|server| server.stuck() == 1, PATIENCE));
+    file.close().unwrap();
+    assert_eq!(marks(), 1);
+    std::thread::scope(|scope| {
+        let ending = scope.spawn(|| fs.vfs.release_all());
+        assert!(!server.wait_until(|_| ending.is_finished(), Duration::from_millis(100)));
+        server.release();
+    });
+    assert_eq!(marks(), 0);
+    assert_eq!(server.names("/").len(), 4);
+}

@@ -246,12 +246,15 @@ impl Session {
     }
 
     /// What travels with a transfer that is about to begin.
-    fn next_ask(&self, ahead: Ahead) -> Option<Ask> {
+    fn next_ask(&mut self, ahead: Ahead) -> Option<Ask> {
         let passive = self.passive_command().filter(|_| may_share(self.server()))?;
         match (ahead, self.server().verdict(Habit::Queues)) {
             (Ahead::No, _) | (_, Verdict::No) | (Ahead::Known, Verdict::Unknown) => None,
             (_, Verdict::Yes) => Some(Ask::new(Kind::Passive, passive)),
-            (Ahead::Try, Verdict::Unknown) => Some(Ask::new(Kind::Nothing, "NOOP")),
+            (Ahead::Try, Verdict::Unknown) => {
+                self.probe = Some(self.server_handle().probe()?);
+                Some(Ask::new(Kind::Nothing, "NOOP"))
+            }
         }
     }
 
@@ -259,6 +262,8 @@ impl Session {
     /// to what travelled with it. Ok: the server says that it was all.
     pub(crate) fn end_with(&mut self, next: Option<Ask>) -> Result<(), Error> {
         let Some(next) = next else { return self.end_of_transfer() };
+        // What is learnt here is known before another session may ask.
+        let _probe = self.probe.take();
         let end = self.end_reply();
         match &end {
             // It was answered while the transfer went on.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::connect::Target;
 use super::error::Error;
-use super::lane::Look;
+use super::lane::{self, Look};
 use super::listing::Entries;
 use super::path::RemotePath;
 use super::server::{Habit, Verdict, lock};
@@ -174,6 +174,20 @@ impl Pool {
                 open(self.shared.lease(Age::Fresh)?)
             }
             result => result,
+        }
+    }
+
+    /// What the server has of `path` now.
+    pub fn look(&self, path: &RemotePath) -> Result<Look, Error> {
+        let look = self.ask(|session| lane::look(session, path))?;
+        if look != Look::Unknown {
+            return Ok(look);
+        }
+        // MLSD in FEAT, and no MLST: SIZE and MDTM tell.
+        match self.ask(|session| session.stat_by_size(path)) {
+            Ok(stat) if stat.size.is_some() || stat.mtime.is_some() => Ok(Look::There(stat)),
+            Ok(_) | Err(Error::Refused(_)) => Ok(Look::Unknown),
+            Err(error) => Err(error),
         }
     }
 

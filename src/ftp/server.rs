@@ -4,8 +4,8 @@
 //! the text of a welcome message.
 
 use std::collections::HashSet;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::path::RemotePath;
 
@@ -84,9 +84,27 @@ pub(crate) struct Server {
     protection: Mutex<String>,
     /// Listing lines that no parser understood, so far.
     odd_lines: AtomicUsize,
+    /// A session finds out about [`Habit::Queues`].
+    is_probed: AtomicBool,
+}
+
+/// The right of one session to find out whether the server leaves commands alone until a transfer is
+/// over. Ends with the value, or the session that has it.
+pub(crate) struct Probe(Arc<Server>);
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        self.0.is_probed.store(false, Ordering::Release);
+    }
 }
 
 impl Server {
+    /// `None` while another session finds out.
+    pub(crate) fn probe(self: &Arc<Self>) -> Option<Probe> {
+        let was_probed = self.is_probed.swap(true, Ordering::AcqRel);
+        (!was_probed).then(|| Probe(Arc::clone(self)))
+    }
+
     pub(crate) fn new() -> Self {
         Self {
             features: Mutex::default(),
@@ -96,6 +114,7 @@ impl Server {
             welcome: Mutex::default(),
             protection: Mutex::default(),
             odd_lines: AtomicUsize::new(0),
+            is_probed: AtomicBool::new(false),
         }
     }
 

@@ -21,7 +21,7 @@ use super::network::{Network, active_command, parse_epsv, parse_pasv};
 use super::open::Stock;
 use super::path::RemotePath;
 use super::pool::Slot;
-use super::server::{Habit, Server, Verdict};
+use super::server::{Habit, Probe, Server, Verdict};
 use super::stream::{Control, DataProtection, DataSocket, Stream};
 
 pub use attributes::Stat;
@@ -44,6 +44,8 @@ pub struct Session {
     owed: Option<Owed>,
     /// The address for the next data connection, asked for with the last transfer.
     pub(crate) stock: Option<Stock>,
+    /// The NOOP that travels with this session's transfer.
+    pub(crate) probe: Option<Probe>,
     server: Arc<Server>,
     /// When it was last given back.
     last_use: Instant,
@@ -68,6 +70,7 @@ impl Session {
             protection: None,
             owed: None,
             stock: None,
+            probe: None,
             server,
             last_use,
             slot,

@@ -296,7 +296,10 @@ impl Vfs {
 
     /// Nobody has it open any more: the name that nobody sees goes too.
     pub(super) fn remove_hidden(&self, ino: Ino, mark: Option<Mark>) {
-        let Ok(path) = self.path(ino) else { return };
+        let Ok(path) = self.path(ino) else {
+            // Its directory is gone from here: the mark tells the end of the mount where it was.
+            return mark.into_iter().for_each(Mark::leave);
+        };
         put_away(&self.pool, &path, mark);
         if let Some((parent, name)) = self.place(ino) {
             self.tree().unlink(parent, &name);

@@ -102,8 +102,7 @@ impl Note {
     }
 
     pub(crate) fn yields_to(&self) -> Option<RemotePath> {
-        let path: Vec<u8> = percent_decode_str(self.yields_to.as_ref()?).collect();
-        RemotePath::parse(&path).ok()
+        decode(self.yields_to.as_ref()?)
     }
 
     pub(crate) fn with_base(self, base: Option<Version>) -> Self {
@@ -170,6 +169,10 @@ fn now() -> u64 {
 
 pub(super) fn encode(path: &[u8]) -> String {
     percent_encode(path, NON_ALPHANUMERIC).to_string()
+}
+
+pub(super) fn decode(text: &str) -> Option<RemotePath> {
+    RemotePath::parse(&percent_decode_str(text).collect::<Vec<_>>()).ok()
 }
 
 /// The server has it: no note any more.

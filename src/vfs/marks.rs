@@ -1,7 +1,8 @@
 //! Files of our own on the server, noted on the local disk while they are there.
 //!
-//! A *mark* names one; where this process cannot put the file away, the next mount does. The marks
-//! of a living process are locked (flock(2)), and left alone by all others.
+//! A *mark* names one; where it cannot be put away when its time has come, the end of the mount does
+//! it, or the next one. The marks of a living process are locked (flock(2)), and left alone by all
+//! others.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -9,11 +10,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
-use super::journal::{encode, names};
+use super::journal::{decode, encode, names};
 use super::lock;
 use crate::ftp::RemotePath;
 
@@ -42,8 +42,7 @@ impl MarkText {
     /// With both of its paths.
     fn read(text: &[u8]) -> Option<(Self, RemotePath, RemotePath)> {
         let text: Self = serde_json::from_slice(text).ok()?;
-        let decode = |text: &str| RemotePath::parse(&percent_decode_str(text).collect::<Vec<_>>());
-        let (path, owner) = (decode(&text.path).ok()?, decode(&text.owner).ok()?);
+        let (path, owner) = (decode(&text.path)?, decode(&text.owner)?);
         Some((text, path, owner))
     }
 }
@@ -57,22 +56,7 @@ pub(crate) struct Mark {
 }
 
 impl Mark {
-    fn set(marks: &Marks, purpose: Purpose, path: &RemotePath, owner: &RemotePath) -> Option<Self> {
-        let Marks { dir, server, .. } = marks;
-        let [path_text, owner] = [path, owner].map(|path| encode(path.as_bytes()));
-        let text = MarkText { server: server.clone(), purpose, path: path_text, owner };
-        let write = || -> io::Result<Self> {
-            let mut file = tempfile::Builder::new().prefix(MARK).tempfile_in(dir)?;
-            file.as_file().lock()?;
-            file.write_all(&serde_json::to_vec(&text)?)?;
-            Ok(Self { file, _counted: marks.count() })
-        };
-        write().map_err(|error| log::info!("no mark for {path}: {error}")).ok()
-    }
-}
-
-impl Mark {
-    /// Stays when this process ends: the next mount puts the file away.
+    /// Stays: the end of this mount, or the next one, puts the file away.
     pub(crate) fn leave(mut self) {
         self.file.disable_cleanup(true);
     }
@@ -113,7 +97,15 @@ impl Marks {
         path: &RemotePath,
         owner: &RemotePath,
     ) -> Option<Mark> {
-        Mark::set(self, purpose, path, owner)
+        let [path_text, owner] = [path, owner].map(|path| encode(path.as_bytes()));
+        let text = MarkText { server: self.server.clone(), purpose, path: path_text, owner };
+        let write = || -> io::Result<Mark> {
+            let mut file = tempfile::Builder::new().prefix(MARK).tempfile_in(&self.dir)?;
+            file.as_file().lock()?;
+            file.write_all(&serde_json::to_vec(&text)?)?;
+            Ok(Mark { file, _counted: self.count() })
+        };
+        write().map_err(|error| log::info!("no mark for {path}: {error}")).ok()
     }
 }
 
@@ -129,7 +121,7 @@ impl Drop for Counted {
     }
 }
 
-/// A file on the server that an ended process did not put away.
+/// A file on the server that was not put away, and that no process works on.
 #[derive(Debug)]
 pub(crate) struct Leftover {
     pub(crate) purpose: Purpose,

@@ -1,9 +1,10 @@
 //! Connections for work ahead of need, which nobody waits for yet.
 //!
 //! Such work takes a connection only when no request waits for one, leaves one to the next request
-//! (unless that waits for what is done ahead), and never takes a half-read download away. A new connection is opened only if the work
-//! at hand gains more by it than the login costs. While a request waits all the same, transfers
-//! are given up and listings read to their end, so that it waits for one short transfer at most.
+//! (unless that waits for what is done ahead), and never takes a half-read download away. A new
+//! connection is opened only if the work at hand gains more by it than the login costs. While a
+//! request waits all the same, transfers are given up and listings read to their end, so that it
+//! waits for one short transfer at most.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -155,8 +156,9 @@ impl State {
     }
 
     /// The most that work ahead of need may have now: all but one, which may be lent; where several
-    /// requests are at work, all but theirs and one. A single connection has none: what it fetched meanwhile would
-    /// be no sooner there, and the program that has just opened a file would wait for the next.
+    /// requests are at work, all but theirs and one. A single connection has none: what it fetched
+    /// meanwhile would be no sooner there, and the program that has just opened a file would wait for
+    /// the next.
     fn most_spares(&self) -> usize {
         let kept = match self.foreground() {
             0 if self.lent > 0 && self.limit > 1 => 0,

@@ -134,20 +134,6 @@ impl Pool {
         self.run(Age::Fresh, again)
     }
 
-    /// What the server has of `path` now.
-    pub fn look(&self, path: &RemotePath) -> Result<Look, Error> {
-        let look = self.ask(|session| lane::look(session, path))?;
-        if look != Look::Unknown {
-            return Ok(look);
-        }
-        // MLSD in FEAT, and no MLST: SIZE and MDTM tell.
-        match self.ask(|session| session.stat_by_size(path)) {
-            Ok(stat) if stat.size.is_some() || stat.mtime.is_some() => Ok(Look::There(stat)),
-            Ok(_) | Err(Error::Refused(_)) => Ok(Look::Unknown),
-            Err(error) => Err(error),
-        }
-    }
-
     /// Does APPE work? Unknown until it was tried: then yes.
     pub fn appends(&self) -> bool {
         self.shared.connector.server().may(Habit::Appe)
