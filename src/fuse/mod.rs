@@ -1,10 +1,12 @@
-//! Kernel request -> one Vfs call -> one reply, and the only errno table.
+//! Kernel request -> one Vfs call -> one reply.
 //!
 //! Decides nothing. Each failure is logged once, here. A panic below becomes EIO: a dead loop
 //! would go unnoticed until every loop was dead.
 
 mod cache;
+mod errno;
 mod mount;
+mod values;
 
 use std::ffi::OsStr;
 use std::io;
@@ -12,23 +14,25 @@ use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use fuser::{
-    AccessFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags,
-    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    TimeOrNow, WriteFlags,
+    AccessFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use errno::{errno, log_failure};
+use values::{
+    absent_attr, access, attr, attr_reply, empty_reply, entry_reply, ino, kind, mode_bits, mtime,
+    open_reply, xattr_reply,
 };
 
 pub use cache::KernelCache;
 pub use mount::{MountSettings, Mounted, mount};
 
-use crate::ftp::Kind;
-use crate::vfs::{
-    self, Access, Attr, Changes, Error, Found, Ino, Mtime, Opened, RenameMode, Vfs, When,
-};
+use crate::vfs::{self, Attr, Changes, Ino, RenameMode, Vfs, When};
 
 /// The largest write request: fewer requests for the same bytes; larger ones bring nothing more.
 const MAX_WRITE: u32 = 1024 * 1024;
@@ -63,164 +67,6 @@ impl Kernel {
                 Err(Errno::EIO)
             }
         }
-    }
-}
-
-/// What programs do all day (looking for what is not there) is not worth a line.
-fn log_failure(name: &str, error: &Error, errno: Errno) {
-    match error {
-        Error::NotFound | Error::Exists | Error::NoAttribute | Error::NotEmpty => {
-            log::debug!("{name}: {error}");
-        }
-        Error::Denied(_)
-        | Error::NoSpace(_)
-        | Error::Quota(_)
-        | Error::Stale(_)
-        | Error::TimedOut(_)
-        | Error::Unreachable(_)
-        | Error::Io(_)
-        | Error::Local(_) => log::warn!("{name}: {error} (errno {})", errno.code()),
-        Error::NotADirectory
-        | Error::IsADirectory
-        | Error::ReadOnly
-        | Error::BadName(_)
-        | Error::NameTooLong
-        | Error::Unsupported
-        | Error::Invalid
-        | Error::NotOwner
-        | Error::BadHandle => log::info!("{name}: {error} (errno {})", errno.code()),
-    }
-}
-
-/// The errno table.
-fn errno(error: &Error) -> Errno {
-    match error {
-        Error::NotFound => Errno::ENOENT,
-        Error::Exists => Errno::EEXIST,
-        Error::NotADirectory => Errno::ENOTDIR,
-        Error::IsADirectory => Errno::EISDIR,
-        Error::NotEmpty => Errno::ENOTEMPTY,
-        Error::Denied(_) => Errno::EACCES,
-        Error::ReadOnly => Errno::EROFS,
-        Error::NoSpace(_) => Errno::ENOSPC,
-        Error::Quota(_) => Errno::EDQUOT,
-        Error::Stale(_) => Errno::ESTALE,
-        Error::TimedOut(_) => Errno::ETIMEDOUT,
-        Error::Unreachable(_) | Error::Io(_) => Errno::EIO,
-        Error::BadName(_) | Error::Invalid => Errno::EINVAL,
-        Error::NameTooLong => Errno::ENAMETOOLONG,
-        Error::Unsupported => Errno::EOPNOTSUPP,
-        Error::NotOwner => Errno::EPERM,
-        Error::NoAttribute => Errno::ENODATA,
-        Error::BadHandle => Errno::EBADF,
-        // The staging directory's own reason: ENOSPC and EDQUOT are what the writer must know.
-        Error::Local(error) => Errno::from_i32(error.raw_os_error().unwrap_or(libc::EIO)),
-    }
-}
-
-fn ino(number: INodeNo) -> Ino {
-    Ino(number.0)
-}
-
-fn attr(attr: &Attr) -> FileAttr {
-    let since = Duration::new(attr.mtime.seconds.unsigned_abs(), attr.mtime.nanos);
-    let mtime = if attr.mtime.seconds < 0 { UNIX_EPOCH - since } else { UNIX_EPOCH + since };
-    FileAttr {
-        ino: INodeNo(attr.ino.0),
-        size: attr.size,
-        // st_blocks counts 512 bytes, whatever st_blksize says (POSIX stat).
-        blocks: attr.size.div_ceil(512),
-        atime: mtime,
-        mtime,
-        ctime: mtime,
-        crtime: mtime,
-        kind: kind(attr.kind),
-        perm: attr.mode & 0o7777,
-        // 1 for directories too: `find` then does not count subdirectories to save stats.
-        nlink: 1,
-        uid: attr.uid,
-        gid: attr.gid,
-        rdev: 0,
-        // st_blksize: what cp and cat read and write at a time; the largest write request.
-        blksize: MAX_WRITE,
-        flags: 0,
-    }
-}
-
-fn kind(kind: Kind) -> FileType {
-    match kind {
-        Kind::Directory => FileType::Directory,
-        Kind::Symlink => FileType::Symlink,
-        // A device of the server is none here.
-        Kind::File | Kind::Special => FileType::RegularFile,
-    }
-}
-
-fn mtime(time: SystemTime) -> Mtime {
-    match time.duration_since(UNIX_EPOCH) {
-        Ok(since) => Mtime {
-            seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-            nanos: since.subsec_nanos(),
-        },
-        Err(before) => Mtime {
-            seconds: -i64::try_from(before.duration().as_secs()).unwrap_or(i64::MAX),
-            nanos: 0,
-        },
-    }
-}
-
-fn access(flags: OpenFlags) -> Access {
-    let (read, write) = match flags.acc_mode() {
-        OpenAccMode::O_RDONLY => (true, false),
-        OpenAccMode::O_WRONLY => (false, true),
-        OpenAccMode::O_RDWR => (true, true),
-    };
-    Access { read, write, append: flags.0 & libc::O_APPEND != 0 }
-}
-
-fn mode_bits(mode: u32) -> u16 {
-    u16::try_from(mode & 0o7777).unwrap_or(0)
-}
-
-fn open_reply(opened: &Opened) -> FopenFlags {
-    if opened.is_direct {
-        // Without a size the kernel would stop at the length it believes in.
-        FopenFlags::FOPEN_DIRECT_IO
-    } else if opened.keeps_pages {
-        FopenFlags::FOPEN_KEEP_CACHE
-    } else {
-        FopenFlags::empty()
-    }
-}
-
-fn entry_reply(result: Result<Found, Errno>, reply: ReplyEntry) {
-    match result {
-        Ok(found) => reply.entry(&found.valid, &attr(&found.attr), Generation(0)),
-        Err(errno) => reply.error(errno),
-    }
-}
-
-fn attr_reply(result: Result<Found, Errno>, reply: ReplyAttr) {
-    match result {
-        Ok(found) => reply.attr(&found.valid, &attr(&found.attr)),
-        Err(errno) => reply.error(errno),
-    }
-}
-
-fn empty_reply(result: Result<(), Errno>, reply: ReplyEmpty) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(errno) => reply.error(errno),
-    }
-}
-
-fn xattr_reply(result: Result<Vec<u8>, Errno>, size: u32, reply: ReplyXattr) {
-    match result {
-        Err(errno) => reply.error(errno),
-        // getxattr(2): size 0 asks how much there is.
-        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
-        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(value) => reply.data(&value),
     }
 }
 
@@ -714,38 +560,5 @@ impl Filesystem for Kernel {
     ) {
         // On purpose: the kernel stops asking and copies through the page cache.
         reply.error(Errno::ENOSYS);
-    }
-}
-
-/// The attributes in a negative answer, of which the kernel looks only at the inode number.
-fn absent_attr() -> Attr {
-    Attr {
-        ino: Ino(0),
-        kind: Kind::File,
-        size: 0,
-        mtime: Mtime::default(),
-        mode: 0,
-        uid: 0,
-        gid: 0,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_before_1970_survive() {
-        let early = UNIX_EPOCH - Duration::from_secs(86_400);
-        assert_eq!(mtime(early), Mtime { seconds: -86_400, nanos: 0 });
-        let shown = attr(&Attr { mtime: mtime(early), ..absent_attr() });
-        assert_eq!(shown.mtime, early);
-    }
-
-    #[test]
-    fn a_local_disk_that_is_full_is_told_as_such() {
-        let full = Error::Local(io::Error::from_raw_os_error(libc::ENOSPC));
-        assert_eq!(errno(&full).code(), libc::ENOSPC);
-        assert_eq!(errno(&Error::Local(io::Error::other("?"))).code(), libc::EIO);
     }
 }
