@@ -79,7 +79,13 @@ impl Mounted {
         let Self { session, vfs } = self;
         let ended = session.join();
         drop(vfs);
-        ended
+        match ended {
+            // A loop that has just been given a request when the connection ends is told so
+            // (fuse_dev_do_read); the others read ENODEV, which fuser knows as the end. Seen about
+            // once in 5,000 unmounts on a loaded machine, Linux 6.18.
+            Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
+            ended => ended,
+        }
     }
 }
 

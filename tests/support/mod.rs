@@ -5,7 +5,7 @@
 //! threads share, `session` the conversation of one control connection, `verbs`
 //! what each command does, `transfer` the data connections, `listing` the text
 //! of listings, `storage` the files (`tree` in memory, or on disk), `path`
-//! their names. Nothing here knows the file system under test.
+//! their names, `ports` where to listen. Nothing here knows the file system under test.
 
 // One binary uses one half of the switches, another the other half.
 #![allow(dead_code, unreachable_pub, missing_docs)]
@@ -15,6 +15,7 @@ pub mod faults;
 pub mod hub;
 pub mod listing;
 pub mod path;
+pub mod ports;
 pub mod server;
 pub mod session;
 pub mod storage;

@@ -15,12 +15,13 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Socket, Type};
+use socket2::Socket;
 
 use super::dialect::Dialect;
 use super::faults::{Fault, What};
 use super::hub::{Command, Ending, Hub, State, unix_now};
 use super::path::ServerPath;
+use super::ports;
 use super::session::Session;
 use super::storage::{Kind, Start, Stat, Storage};
 
@@ -63,7 +64,8 @@ impl Server {
         address: Ipv4Addr,
         port: u16,
     ) -> io::Result<Server> {
-        let (listener, address) = listen(address, port)?;
+        let (listener, port) = ports::listen(address.into(), port, BACKLOG)?;
+        let address = SocketAddr::from((address, port));
         let listener = Arc::new(listener);
         let hub = Arc::new(Hub::new(dialect, storage));
         let acceptor = {
@@ -396,23 +398,6 @@ impl Drop for Server {
 
 /// Connections that the kernel holds while nobody accepts: more than a test opens.
 const BACKLOG: i32 = 256;
-
-/// A listening socket that can stop listening and keep its port. Linux gives
-/// up a port it chose itself when the socket stops listening, hence the
-/// second socket that asks for that port by number.
-fn listen(address: Ipv4Addr, port: u16) -> io::Result<(Socket, SocketAddr)> {
-    let bound = |port: u16| -> io::Result<Socket> {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        socket.set_reuse_address(true)?;
-        socket.bind(&SocketAddr::from((address, port)).into())?;
-        Ok(socket)
-    };
-    let chosen = bound(port)?;
-    let address = chosen.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
-    let listener = if port == 0 { bound(address.port())? } else { chosen };
-    listener.listen(BACKLOG)?;
-    Ok((listener, address))
-}
 
 fn accept(hub: &Arc<Hub>, listener: &Socket) {
     loop {

@@ -6,10 +6,11 @@ use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Socket, Type};
+use socket2::Socket;
 
 use super::faults::What;
 use super::hub::{Ending, Gone, Hub, Line, State, hang_up};
+use super::ports;
 
 /// Where the next data connection comes from.
 #[derive(Default)]
@@ -85,14 +86,9 @@ impl Cut {
 impl Way {
     /// A listening socket on `local`, known to the hub so that it can be woken.
     pub fn passive(hub: &Hub, session: u64, local: IpAddr) -> io::Result<(Way, u16)> {
-        let socket = Socket::new(Domain::for_address((local, 0).into()), Type::STREAM, None)?;
-        // What is left of it for a minute (TIME_WAIT) must not keep others from its port.
-        socket.set_reuse_address(true)?;
-        socket.bind(&SocketAddr::from((local, 0)).into())?;
         // Two: a stranger's connection must not keep the client's out.
-        socket.listen(2)?;
+        let (socket, port) = ports::listen(local, 0, 2)?;
         socket.set_read_timeout(Some(ACCEPT))?;
-        let port = socket.local_addr()?.as_socket().map_or(0, |address| address.port());
         let socket = Arc::new(socket);
         hub.change(|state| {
             if let Some(line) = state.lines.get_mut(&session) {
