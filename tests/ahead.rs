@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use ftpfs::vfs::{AheadBytes, ReadAhead};
 
 use crate::drivers::{Direct, Driver, How};
-use crate::support::dialect::{Dialect, Limit};
+use crate::support::dialect::{Dialect, EarlyEnd, Limit};
 use crate::support::faults::{Fault, What};
 use crate::support::server::{PATIENCE, Server};
 
@@ -349,6 +349,36 @@ fn a_server_with_few_connections_is_not_pressed() {
     }
     assert!(fs.vfs.ahead().fetched > 0);
     assert!(fs.vfs.pool().trouble().is_none());
+}
+
+/// Our end of a short download is closed at its beginning, where the server takes it well: so
+/// that ProFTPD 1.3.8 does not wait for it with its 226.
+#[test]
+fn the_end_of_short_downloads_comes_early_where_it_may() {
+    for (early_end, connections) in
+        [(EarlyEnd::Counted, 4), (EarlyEnd::Aborts, 4), (EarlyEnd::Aborts, 2)]
+    {
+        let mut dialect = Dialect::proftpd();
+        (dialect.lingers, dialect.early_end) = (true, early_end);
+        let server = Server::start(dialect);
+        for index in 0..40 {
+            server.put(format!("/flat/f{index:02}"), content(index));
+        }
+        let fs = Direct::new(&server, connections, LONG);
+        server.set_delay(DELAY);
+        for index in 0..40 {
+            assert_eq!(fs.read(&file(index)).unwrap(), content(index), "{early_end:?}");
+        }
+        let count = server.early_ends();
+        match early_end {
+            EarlyEnd::Aborts => {
+                assert!((1..=connections).contains(&count), "{count}: once for each at most");
+            }
+            _ => assert!(count > 10, "{count}"),
+        }
+        assert_eq!(fs.vfs.ahead().unread, 0);
+        assert!(fs.vfs.pool().trouble().is_none());
+    }
 }
 
 #[test]

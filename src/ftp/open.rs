@@ -5,6 +5,10 @@
 //! is over, the question for the *next* data connection travels with this transfer: its answer, a
 //! [`Door`], is at hand with the 226, and the next transfer costs two round trips instead of three.
 //!
+//! Some servers say 226 only when the client has closed the data connection too (ProFTPD 1.3.8):
+//! one round trip that the next transfer would wait for. As a download needs nothing from us, our end
+//! of the connection of a short one may be closed as soon as there is one ([`Habit::EarlyEnd`]).
+//!
 //! What the servers do with `RETR` and `EPSV` in one segment: vsftpd 3.0.3, ProFTPD 1.3.8 and
 //! Pure-FTPd 1.0.50 answer 150, 226, 229. pyftpdlib 2.0.1 carries out the EPSV at once and closes
 //! the data connection for it. So a harmless NOOP is sent first, by work that nobody waits for:
@@ -44,6 +48,17 @@ pub(crate) enum Ahead {
     Known,
     /// And where nothing is known, it is found out.
     Try,
+    /// The same for a transfer that is soon over: our end of it is closed before it begins.
+    Short,
+}
+
+/// A transfer that has begun.
+pub(crate) struct Begun {
+    pub(crate) data: DataSocket,
+    /// What travelled with it.
+    pub(crate) next: Option<Ask>,
+    /// Our end is closed.
+    pub(crate) is_half_closed: bool,
 }
 
 /// What has to hold of the file as it is now.
@@ -133,7 +148,7 @@ impl Session {
         command: &str,
         offset: u64,
         ahead: Ahead,
-    ) -> Result<(DataSocket, Option<Ask>), Error> {
+    ) -> Result<Begun, Error> {
         let stock = self.take_stock()?;
         let (door, _) = prepare(self, stock, None, offset)?;
         self.begin_data(door, command, offset, ahead)
@@ -202,8 +217,8 @@ impl Session {
             self.forget_offset(offset)?;
             return Ok(Opening::Other(look));
         }
-        let (data, _) = self.begin_data(door, &retrieve(path), offset, Ahead::No)?;
-        Ok(Opening::Data(data, look))
+        let begun = self.begin_data(door, &retrieve(path), offset, Ahead::No)?;
+        Ok(Opening::Data(begun.data, look))
     }
 
     fn way_through(&mut self, door: Door) -> Result<Way, Error> {
@@ -219,16 +234,22 @@ impl Session {
         command: &str,
         offset: u64,
         ahead: Ahead,
-    ) -> Result<(DataSocket, Option<Ask>), Error> {
+    ) -> Result<Begun, Error> {
         let way = self.way_through(door)?;
         let next = self.next_ask(ahead);
         self.send_lines(std::iter::once(command).chain(next.iter().map(|ask| ask.line.as_str())))?;
+        let is_half_closed =
+            ahead == Ahead::Short && self.may_end_early(next.as_ref(), &way) && way.end_early();
         let reply = self.read_reply()?;
         if (100..200).contains(&reply.code) {
-            return Ok((self.data_socket(way)?, next));
+            return Ok(Begun { data: self.data_socket(way)?, next, is_half_closed });
         }
         if reply.code == 421 {
             return Err(Error::Closing(reply));
+        }
+        // What servers say of a data connection that they find closed (RFC 959 §4.2.1).
+        if is_half_closed && matches!(reply.code, 425 | 426) {
+            self.server().learn(Habit::EarlyEnd, Verdict::No);
         }
         if let Some(next) = next {
             self.read_next(next);
@@ -251,11 +272,18 @@ impl Session {
         match (ahead, self.server().verdict(Habit::Queues)) {
             (Ahead::No, _) | (_, Verdict::No) | (Ahead::Known, Verdict::Unknown) => None,
             (_, Verdict::Yes) => Some(Ask::new(Kind::Passive, passive)),
-            (Ahead::Try, Verdict::Unknown) => {
+            (Ahead::Try | Ahead::Short, Verdict::Unknown) => {
                 self.probe = Some(self.server_handle().probe()?);
                 Some(Ask::new(Kind::Nothing, "NOOP"))
             }
         }
+    }
+
+    /// Nothing is gained but by whoever asked for the next address, and TLS has its own end to say.
+    fn may_end_early(&self, next: Option<&Ask>, way: &Way) -> bool {
+        next.is_some_and(|next| next.kind == Kind::Passive)
+            && self.server().may(Habit::EarlyEnd)
+            && self.may_send_early(way)
     }
 
     /// What is said at the end of a transfer, after the data connection was closed; then the answer

@@ -50,6 +50,9 @@ pub(crate) enum Habit {
     /// answers them while it receives, so that the size it tells is that of the moment. Yes: a
     /// NOOP was answered after the end of a download that it came with.
     Queues,
+    /// Sends a whole file though our end of its data connection is closed from the beginning on.
+    /// Believed until it fails.
+    EarlyEnd,
     /// Begins TLS by AUTH TLS (RFC 4217).
     Auth,
     /// Resumes TLS 1.3 sessions on data connections as often as it asks for it.

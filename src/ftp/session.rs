@@ -6,6 +6,7 @@
 mod attributes;
 mod lists;
 
+use std::io::Write;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -522,6 +523,17 @@ struct Owed {
 pub(crate) enum Way {
     Passive(TcpStream),
     Active(TcpListener),
+}
+
+impl Way {
+    /// Says already now that nothing will come from here, if the connection comes about.
+    pub(crate) fn end_early(&self) -> bool {
+        let Self::Passive(socket) = self else { return false };
+        // A write of nothing waits for the handshake, with the deadline of all writes; before it a
+        // shutdown would be the end of the connection (inet_shutdown).
+        let mut writer = socket;
+        writer.write(&[]).is_ok() && socket.shutdown(Shutdown::Write).is_ok()
+    }
 }
 
 pub(crate) fn out_of_step(what: &'static str) -> Error {

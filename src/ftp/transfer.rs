@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 
 use super::error::Error;
 use super::lane::{Ask, Look};
-use super::open::{Ahead, Check, Opening, retrieve};
+use super::open::{Ahead, Begun, Check, Opening, retrieve};
 use super::path::RemotePath;
 use super::server::{Habit, Verdict};
 use super::session::{Session, out_of_step};
@@ -19,6 +19,11 @@ use super::stream::DataSocket;
 /// How much is copied at a time: 16 TLS records of 16 KiB, within the second-level cache.
 const COPY_BLOCK: usize = 256 * 1024;
 
+/// Up to here our end of a download's connection may be closed early. Longer ones take several round
+/// trips anyway (slow start: 14, 43, 101 KiB), and what is on the way may forget a connection of which
+/// one end is closed (after 60 s in Linux's conntrack, `nf_conntrack_tcp_timeout_close_wait`).
+const SHORT: usize = 64 * 1024;
+
 /// A RETR under way.
 pub struct Download {
     session: Session,
@@ -26,6 +31,8 @@ pub struct Download {
     position: u64,
     /// What travelled with it.
     next: Option<Ask>,
+    /// Our end of the data connection is closed.
+    is_half_closed: bool,
 }
 
 /// What became of a download that is wanted only of one version.
@@ -42,9 +49,14 @@ impl Download {
     }
 
     /// The same for work ahead of need, with which the question for the next data connection
-    /// travels.
-    pub(crate) fn open_ahead(session: Session, path: &RemotePath) -> Result<Self, Error> {
-        Self::open_with(session, path, 0, Ahead::Try)
+    /// travels. `size` is what the file is believed to have.
+    pub(crate) fn open_ahead(
+        session: Session,
+        path: &RemotePath,
+        size: usize,
+    ) -> Result<Self, Error> {
+        let ahead = if size <= SHORT { Ahead::Short } else { Ahead::Try };
+        Self::open_with(session, path, 0, ahead)
     }
 
     fn open_with(
@@ -59,15 +71,20 @@ impl Download {
                 Err(Error::Refused(reply)) if reply.is_unknown_command() => {
                     session.server().learn(Habit::Rest, Verdict::No);
                 }
-                Ok((data, next)) => return Ok(Self { session, data, position: offset, next }),
+                Ok(begun) => return Ok(Self::of(session, begun, offset)),
                 Err(error) => return Err(lose_or_give_back(session, error)),
             }
         }
         // From the beginning; without REST what is before the offset is read and thrown away.
         match session.open_data(&command, 0, ahead) {
-            Ok((data, next)) => Self { session, data, position: 0, next }.skip_to(offset),
+            Ok(begun) => Self::of(session, begun, 0).skip_to(offset),
             Err(error) => Err(lose_or_give_back(session, error)),
         }
+    }
+
+    fn of(session: Session, begun: Begun, position: u64) -> Self {
+        let Begun { data, next, is_half_closed } = begun;
+        Self { session, data, position, next, is_half_closed }
     }
 
     /// RETR from `offset` on, if the server's look at the file, which travels with what opens the
@@ -112,7 +129,8 @@ impl Download {
     ) -> Result<Checked, Error> {
         match opening {
             Ok(Opening::Data(data, look)) => {
-                let download = Self { session, data, position, next: None };
+                let begun = Begun { data, next: None, is_half_closed: false };
+                let download = Self::of(session, begun, position);
                 Ok(Checked::Opened(Box::new(download), look))
             }
             Ok(Opening::Other(look)) => {
@@ -152,6 +170,13 @@ impl Download {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(Error::from_io(error, "data of a download")),
             }
+        }
+    }
+
+    /// Less came than there is: is it because our end was closed early? Then this was the last time.
+    pub(crate) fn blame_early_end(&self) {
+        if self.is_half_closed {
+            self.session.server().learn(Habit::EarlyEnd, Verdict::No);
         }
     }
 

@@ -41,6 +41,8 @@ pub struct Dialect {
     pub pasv: Pasv,
     /// 226 comes when the client has closed the data connection too (ProFTPD 1.3.8).
     pub lingers: bool,
+    /// What happens to a download whose client has closed its end at the beginning.
+    pub early_end: EarlyEnd,
 
     pub mlsd: Mlsd,
     /// The facts that are on by default.
@@ -221,6 +223,16 @@ pub enum Rest {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EarlyEnd {
+    /// Nobody looks.
+    Unseen,
+    /// It is counted, see `Server::early_ends`.
+    Counted,
+    /// It is counted, and taken for the client's wish to hear no more: 426.
+    Aborts,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RenameOver {
     Allowed,
     /// 553 in FileZilla Server, 550 in IIS.
@@ -267,6 +279,7 @@ impl Dialect {
             epsv: true,
             pasv: Pasv::Shown,
             lingers: false,
+            early_end: EarlyEnd::Unseen,
             mlsd: Mlsd::Absent,
             facts: &[],
             mlsd_dots: false,

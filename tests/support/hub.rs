@@ -39,6 +39,8 @@ pub struct State {
     pub send_buffer: Option<usize>,
     /// Bytes that went into data connections.
     pub sent: u64,
+    /// Downloads whose client had closed its end when they began.
+    pub early_ends: usize,
     pub dialect: Dialect,
     pub faults: Faults,
     pub commands: Vec<Command>,
@@ -116,6 +118,7 @@ impl Hub {
             rate: 0,
             send_buffer: None,
             sent: 0,
+            early_ends: 0,
             dialect,
             faults: Faults::default(),
             commands: Vec::new(),

@@ -222,6 +222,11 @@ impl Server {
         self.hub.look(|state| usize::try_from(state.total).unwrap_or(usize::MAX))
     }
 
+    /// Downloads whose client had closed its end when they began, where the dialect looks.
+    pub fn early_ends(&self) -> usize {
+        self.hub.look(|state| state.early_ends)
+    }
+
     /// Transfers and listings that have a data connection open now.
     pub fn transfers_open(&self) -> usize {
         self.hub

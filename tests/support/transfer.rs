@@ -60,6 +60,8 @@ pub enum Finish {
 
 /// How long a data connection is waited for: shorter than any test's patience.
 const ACCEPT: Duration = Duration::from_secs(10);
+/// How long a client may take from the handshake to its end, on loopback.
+const EARLY: Duration = Duration::from_millis(30);
 /// One block of a transfer: large enough for GiB/s, small enough that a cut
 /// upload is not much further in memory than on the wire.
 const BLOCK: usize = 64 * 1024;
@@ -237,6 +239,14 @@ impl Data {
             Ok(()) => bytes,
             Err(_) => Vec::new(),
         }
+    }
+
+    /// Has the client closed its end before anything was sent? It gets a moment to do so.
+    pub fn ended_early(&self) -> bool {
+        let _ = self.socket.set_read_timeout(Some(EARLY));
+        let ended = matches!(self.socket.peek(&mut [0]), Ok(0));
+        let _ = self.socket.set_read_timeout(None);
+        ended
     }
 
     /// Says that this was all, and waits for the client to close.

@@ -234,7 +234,7 @@ impl Spare {
     /// A whole file of `size` bytes.
     pub fn fetch(self, path: &RemotePath, size: usize) -> Result<Fetched, Error> {
         let Self { session, claim } = self;
-        let mut download = Download::open_ahead(session, path)?;
+        let mut download = Download::open_ahead(session, path, size)?;
         let mut bytes = vec![0; size];
         let mut filled = 0;
         let mut beyond = [0];
@@ -249,12 +249,17 @@ impl Spare {
                 Some(room) if !room.is_empty() => room,
                 _ => &mut beyond,
             };
-            match download.read(room)? {
+            let read = download.read(room);
+            if read.is_err() {
+                download.blame_early_end();
+            }
+            match read? {
                 0 if filled == size && !download.was_cut() => {
                     download.leave(true);
                     return Ok(Fetched::Whole(bytes));
                 }
                 0 => {
+                    download.blame_early_end();
                     download.leave(true);
                     return Ok(Fetched::GivenUp(filled));
                 }

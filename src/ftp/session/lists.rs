@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::Session;
 use crate::ftp::error::{Error, Reply};
 use crate::ftp::listing::{Entries, Kind, Line, ListParser, Precision, parse_mlsd};
-use crate::ftp::open::Ahead;
+use crate::ftp::open::{Ahead, Begun};
 use crate::ftp::path::RemotePath;
 use crate::ftp::server::{Habit, Verdict};
 use crate::ftp::stream::DataSocket;
@@ -107,8 +107,8 @@ impl Session {
         } else {
             format!("{verb} {}", directory.to_wire())
         };
-        let (data, next) = match self.open_data(&command, 0, ahead) {
-            Ok(opened) => opened,
+        let Begun { data, next, .. } = match self.open_data(&command, 0, ahead) {
+            Ok(begun) => begun,
             // “226 no files” without a data connection, and “450 No files found” of ProFTPD.
             Err(Error::Refused(reply)) if reply.is_success() || is_no_files(&reply) => {
                 // A reply to something else would be followed by the true one: asking for the

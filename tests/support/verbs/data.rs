@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use super::Done;
-use crate::support::dialect::{Pasv, Rest};
+use crate::support::dialect::{EarlyEnd, Pasv, Rest};
 use crate::support::hub::Gone;
 use crate::support::session::Session;
 use crate::support::storage::{Cause, Start};
@@ -103,6 +103,13 @@ impl Session {
             if !matches!(self.way, Way::Unset) {
                 data.close(&Finish::Broken);
                 return Ok(());
+            }
+        }
+        let early_end = self.dialect.early_end;
+        if early_end != EarlyEnd::Unseen && data.ended_early() {
+            self.hub.change(|state| state.early_ends += 1);
+            if early_end == EarlyEnd::Aborts {
+                return self.finish(data, Finish::Broken, 226, "");
             }
         }
         let finish = data.send(rest, |offset, block| content.read_at(offset, block))?;
