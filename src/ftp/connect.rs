@@ -106,6 +106,7 @@ impl Connector {
             session.control().unprotect().map_err(Error::Broken)?;
         }
         self.prepare(&mut session)?;
+        self.server.route().look_at(session.control().socket());
         if first {
             let base = self.find_base(&mut session)?;
             self.server.set_base(base);

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::flow::Route;
 use super::path::RemotePath;
 
 /// A habit of the server that is found out by trying once.
@@ -89,6 +90,8 @@ pub(crate) struct Server {
     odd_lines: AtomicUsize,
     /// A session finds out about [`Habit::Queues`].
     is_probed: AtomicBool,
+    /// The line to it.
+    route: Route,
 }
 
 /// The right of one session to find out whether the server leaves commands alone until a transfer is
@@ -118,7 +121,12 @@ impl Server {
             protection: Mutex::default(),
             odd_lines: AtomicUsize::new(0),
             is_probed: AtomicBool::new(false),
+            route: Route::new(),
         }
+    }
+
+    pub(crate) fn route(&self) -> &Route {
+        &self.route
     }
 
     pub(crate) fn verdict(&self, habit: Habit) -> Verdict {

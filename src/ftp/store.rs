@@ -8,8 +8,10 @@
 use std::fs::File;
 use std::io::Write;
 use std::ops::Range;
+use std::time::Instant;
 
 use super::error::{Error, Reply};
+use super::flow::{Direction, Flow};
 use super::lane::{Ask, Kind, Look, converse, ends_transfer, look, looked, may_share, read_behind};
 use super::listing::{Precision, Timestamp};
 use super::open::{Door, prepare};
@@ -349,6 +351,7 @@ impl Lane {
             let empty = socket.write(&[]);
             empty.map_err(|error| Error::from_io(error, "a data connection"))?;
         }
+        let mut flow = Flow::new(self.session.server_handle(), Direction::Up);
         let mut at = range.start;
         while at < range.end {
             if is_cancelled() {
@@ -356,8 +359,11 @@ impl Lane {
             }
             let most = if self.has_started { BLOCK } else { EARLY };
             let part = usize::try_from((range.end - at).min(most)).unwrap_or(usize::MAX);
-            at += send_part(self.socket()?, file, at, part)?;
+            let asked = Instant::now();
+            let sent = send_part(self.socket()?, file, at, part)?;
+            at += sent;
             self.session.note_progress();
+            flow.note(sent, asked, self.socket()?.tcp());
             if at < range.end {
                 self.wait_for_start()?;
             }

@@ -298,6 +298,13 @@ impl DataSocket {
         }
     }
 
+    pub(crate) fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(protected) => &protected.stream.sock,
+        }
+    }
+
     /// Did the data end in a way that somebody on the line could have made?
     pub(crate) fn was_cut(&self) -> bool {
         matches!(self, Self::Tls(protected) if protected.was_cut)
@@ -306,15 +313,11 @@ impl DataSocket {
     /// Closes without a proper end: what was sent must not be taken for the whole, and what still
     /// comes is not wanted.
     pub(crate) fn reset(mut self) {
-        let socket = match &mut self {
-            Self::Plain(socket) => &*socket,
-            Self::Tls(protected) => {
-                protected.is_abandoned = true;
-                &protected.stream.sock
-            }
-        };
+        if let Self::Tls(protected) = &mut self {
+            protected.is_abandoned = true;
+        }
         // Fails only when the connection is gone already.
-        let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+        let _ = SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO));
     }
 }
 

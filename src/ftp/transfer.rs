@@ -6,8 +6,10 @@ use std::net::TcpStream;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::time::Instant;
 
 use super::error::Error;
+use super::flow::{Direction, Flow};
 use super::lane::{Ask, Look};
 use super::open::{Ahead, Begun, Check, Opening, retrieve};
 use super::path::RemotePath;
@@ -33,6 +35,7 @@ pub struct Download {
     next: Option<Ask>,
     /// Our end of the data connection is closed.
     is_half_closed: bool,
+    flow: Flow,
 }
 
 /// What became of a download that is wanted only of one version.
@@ -84,7 +87,8 @@ impl Download {
 
     fn of(session: Session, begun: Begun, position: u64) -> Self {
         let Begun { data, next, is_half_closed } = begun;
-        Self { session, data, position, next, is_half_closed }
+        let flow = Flow::new(session.server_handle(), Direction::Down);
+        Self { session, data, position, next, is_half_closed, flow }
     }
 
     /// RETR from `offset` on, if the server's look at the file, which travels with what opens the
@@ -161,9 +165,11 @@ impl Download {
     /// The next bytes, 0 at the end of the data. After an error the transfer is of no use.
     pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
         loop {
+            let asked = Instant::now();
             match self.data.read(buffer) {
                 Ok(count) => {
                     self.session.note_progress();
+                    self.flow.note(count as u64, asked, self.data.tcp());
                     self.position += count as u64;
                     return Ok(count);
                 }
@@ -171,6 +177,11 @@ impl Download {
                 Err(error) => return Err(Error::from_io(error, "data of a download")),
             }
         }
+    }
+
+    /// Is it the line that this download waits for, not the server or a window?
+    pub fn fills_the_line(&self) -> bool {
+        self.flow.fills_the_line()
     }
 
     /// Less came than there is: is it because our end was closed early? Then this was the last time.

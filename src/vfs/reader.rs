@@ -217,6 +217,7 @@ impl Reader {
             if let Some(rules) = self.rules.as_ref().filter(|_| window.goes_on()) {
                 let now = Instant::now();
                 let alone = self.pace.note(count, now.duration_since(asked), now);
+                let alone = alone.filter(|_| !download.fills_the_line());
                 if let (Some(alone), None) = (alone, &self.streams) {
                     let (number, end) = (window.number(), window.end());
                     self.streams = Streams::begin(rules, path, self.version, number, end, alone);

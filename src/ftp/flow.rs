@@ -1,0 +1,453 @@
+//! How much of a transfer may be on its way.
+//!
+//! TCP fills the queue in front of the narrowest part of the line until something is lost: a copy
+//! over 20 Mbit/s and 40 ms makes every other round trip 100 to 150 ms long, and loses the
+//! handshakes of other connections (1 s each). Nobody gains by that queue. So when the bytes of a
+//! transfer take clearly longer than the line is long, only as many are let on their way as the line
+//! itself holds: the receiver's window for a download, the send buffer for an upload. The rate stays
+//! the same; if it does not, something else fills the queue or the line has changed, and TCP
+//! has its own way again.
+
+use std::io;
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::server::Server;
+
+/// The least time between two looks: some round trips of a usual line, and at most ten looks in a
+/// second.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Bytes that take so much longer than the line is long have met a queue. Wireless links hold back
+/// what they send together for some milliseconds, and nobody notices less than this.
+const JITTER: Duration = Duration::from_millis(10);
+
+/// Room in the queue, so that the line never runs dry: the more, the later everything else.
+const SLACK: Duration = Duration::from_millis(5);
+
+/// How many looks in a row must say the same.
+const LATE: u32 = 2;
+const SLOW: u32 = 5;
+
+/// How long TCP has its own way after a hold that cost something.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// What a connection begins with anyway (RFC 6928: ten segments).
+const LEAST: u64 = 16 * 1024;
+
+/// The larger direction of a transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Down,
+    Up,
+}
+
+/// What all transfers know of the line to the server.
+#[derive(Debug)]
+pub(crate) struct Route {
+    born: Instant,
+    /// The shortest round trip ever seen, in microseconds; 0: none yet.
+    length: AtomicU32,
+    /// Nothing is held before this, in milliseconds since `born`.
+    quiet_until: AtomicU64,
+    /// What goes each way.
+    ways: [Way; 2],
+}
+
+#[derive(Debug, Default)]
+struct Way {
+    /// Bytes in a second, of all flows together.
+    rate: AtomicU64,
+    /// Flows that have come or gone.
+    changes: AtomicU32,
+}
+
+/// The flow of one transfer.
+#[derive(Debug)]
+pub(crate) struct Flow {
+    server: Arc<Server>,
+    direction: Direction,
+    since: Option<Instant>,
+    bytes: u64,
+    waited: Duration,
+    /// Our part of the rate of all.
+    rate: Option<u64>,
+    hold: Hold,
+}
+
+/// When to hold a flow, and by how much. Pure.
+#[derive(Debug, Default)]
+enum Hold {
+    #[default]
+    Unknown,
+    /// TCP has its way. `late` looks in a row told of a queue.
+    Free {
+        last: u64,
+        late: u32,
+    },
+    Held(Held),
+}
+
+#[derive(Debug)]
+struct Held {
+    /// The rate of all flows when the hold began, or the last of them came or went.
+    before: u64,
+    changes: u32,
+    /// The highest rate of this one since, which fades.
+    best: u64,
+    /// So many looks in a row told that it has cost something.
+    slow: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Nothing,
+    /// So many bytes on their way.
+    Window(u64),
+    Release,
+}
+
+/// One look.
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    /// Bytes in a second, of this flow and of all.
+    rate: u64,
+    total: u64,
+    /// How often a flow has come or gone.
+    changes: u32,
+    /// The present and the shortest round trip.
+    now: Duration,
+    length: Duration,
+}
+
+impl Route {
+    pub(crate) fn new() -> Self {
+        let born = Instant::now();
+        let (length, quiet_until) = (AtomicU32::new(0), AtomicU64::new(0));
+        Self { born, length, quiet_until, ways: Default::default() }
+    }
+
+    /// A round trip took so long. The kernel says all ones where none has been measured.
+    fn note(&self, micros: u32) {
+        if micros > 0 && micros < u32::MAX {
+            let shorter = |old| (old == 0 || micros < old).then_some(micros);
+            let _ = self.length.fetch_update(Ordering::Relaxed, Ordering::Relaxed, shorter);
+        }
+    }
+
+    /// What a connection has seen so far: its handshake, at least.
+    pub(crate) fn look_at(&self, socket: &TcpStream) {
+        if let Ok(told) = told_by(socket) {
+            self.note(told.tcpi_min_rtt);
+        }
+    }
+
+    fn way(&self, direction: Direction) -> &Way {
+        let [down, up] = &self.ways;
+        match direction {
+            Direction::Down => down,
+            Direction::Up => up,
+        }
+    }
+
+    fn length(&self) -> Duration {
+        Duration::from_micros(self.length.load(Ordering::Relaxed).into())
+    }
+
+    fn is_quiet(&self, now: Instant) -> bool {
+        let millis = now.saturating_duration_since(self.born).as_millis();
+        millis < self.quiet_until.load(Ordering::Relaxed).into()
+    }
+
+    fn be_quiet(&self, now: Instant) {
+        let until = now.saturating_duration_since(self.born) + QUIET;
+        let millis = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
+        self.quiet_until.store(millis, Ordering::Relaxed);
+    }
+}
+
+impl Flow {
+    pub(crate) fn new(server: Arc<Server>, direction: Direction) -> Self {
+        let (bytes, waited) = (0, Duration::ZERO);
+        Self { server, direction, since: None, bytes, waited, rate: None, hold: Hold::default() }
+    }
+
+    /// Is it the line that this flow waits for? More connections would bring no more.
+    pub(crate) fn fills_the_line(&self) -> bool {
+        match self.hold {
+            Hold::Held(_) => true,
+            Hold::Free { late, .. } => late > 0,
+            Hold::Unknown => false,
+        }
+    }
+
+    /// So many bytes have moved on, after a wait since `asked`.
+    pub(crate) fn note(&mut self, count: u64, asked: Instant, socket: &TcpStream) {
+        let now = Instant::now();
+        let server = Arc::clone(&self.server);
+        let route = server.route();
+        let since = *self.since.get_or_insert(asked);
+        self.bytes += count;
+        self.waited += now.saturating_duration_since(asked);
+        let length = route.length();
+        let elapsed = now.saturating_duration_since(since);
+        if elapsed < INTERVAL.max(length * 2) {
+            return;
+        }
+        let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).max(1);
+        let rate = self.bytes.saturating_mul(1_000_000) / micros;
+        // Who does not wait for the line tells nothing about it.
+        let is_waited_for = self.waited * 2 > elapsed;
+        (self.since, self.bytes, self.waited) = (Some(now), 0, Duration::ZERO);
+        let Ok(told) = told_by(socket) else { return };
+        route.note(told.tcpi_min_rtt);
+        if !is_waited_for || length.is_zero() {
+            return;
+        }
+        let micros = match self.direction {
+            Direction::Down => told.tcpi_rcv_rtt,
+            Direction::Up => told.tcpi_rtt,
+        };
+        let (total, changes) = self.publish(Some(rate));
+        let trip = Duration::from_micros(micros.into());
+        let look = Look { rate, total, changes, now: trip, length };
+        match self.hold.order(look, route.is_quiet(now)) {
+            Order::Nothing => {}
+            Order::Window(bytes) => {
+                log::debug!("{:?} at {rate} bytes/s: {look:?}: {bytes} bytes", self.direction);
+                self.limit(socket, bytes);
+            }
+            Order::Release => {
+                log::debug!("{:?} at {rate} bytes/s: {look:?}: let go", self.direction);
+                route.be_quiet(now);
+                self.release(socket);
+            }
+        }
+    }
+
+    /// Our part of the rate of all; the rate of all, and how often a flow has come or gone.
+    fn publish(&mut self, rate: Option<u64>) -> (u64, u32) {
+        let way = self.server.route().way(self.direction);
+        if rate.is_some() != self.rate.is_some() {
+            way.changes.fetch_add(1, Ordering::Relaxed);
+        }
+        let (old, new) = (self.rate.unwrap_or(0), rate.unwrap_or(0));
+        self.rate = rate;
+        way.rate.fetch_add(new, Ordering::Relaxed);
+        let before = way.rate.fetch_sub(old, Ordering::Relaxed);
+        (before.saturating_sub(old), way.changes.load(Ordering::Relaxed))
+    }
+
+    /// Without it the transfer is as right: a system that refuses has its way.
+    fn limit(&self, socket: &TcpStream, bytes: u64) {
+        let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+        let _ = match self.direction {
+            Direction::Down => set(socket, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, bytes),
+            // The kernel doubles it (socket(7)).
+            Direction::Up => set(socket, libc::SOL_SOCKET, libc::SO_SNDBUF, bytes / 2),
+        };
+    }
+
+    fn release(&self, socket: &TcpStream) {
+        let _ = match self.direction {
+            Direction::Down => {
+                set(socket, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, libc::c_int::MAX)
+            }
+            // Grows by itself again (since Linux 5.17).
+            Direction::Up => set(socket, libc::SOL_SOCKET, libc::SO_BUF_LOCK, 0),
+        };
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        if self.rate.is_some() {
+            self.publish(None);
+        }
+    }
+}
+
+impl Hold {
+    fn order(&mut self, look: Look, is_quiet: bool) -> Order {
+        match self {
+            Self::Held(held) => match held.window(look) {
+                Some(window) => Order::Window(window),
+                None => {
+                    *self = Self::Unknown;
+                    Order::Release
+                }
+            },
+            _ if is_quiet => {
+                *self = Self::Unknown;
+                Order::Nothing
+            }
+            Self::Unknown => {
+                *self = Self::Free { last: look.rate, late: 0 };
+                Order::Nothing
+            }
+            Self::Free { last, late } => {
+                // While it still becomes faster the queue may pass by itself.
+                let has_levelled_off = look.rate / 5 * 4 <= *last;
+                *late = if look.is_late() && has_levelled_off { *late + 1 } else { 0 };
+                *last = look.rate;
+                if *late < LATE {
+                    return Order::Nothing;
+                }
+                let Look { rate, total, changes, .. } = look;
+                *self = Self::Held(Held { before: total, changes, best: rate, slow: 0 });
+                Order::Window(look.window(rate))
+            }
+        }
+    }
+}
+
+impl Held {
+    /// `None`: it costs more than it is worth.
+    fn window(&mut self, look: Look) -> Option<u64> {
+        if self.changes != look.changes {
+            (self.before, self.changes, self.slow) = (look.total, look.changes, 0);
+        }
+        // A tenth of it fades within ten looks.
+        self.best = look.rate.max(self.best - self.best / 100);
+        self.slow = if look.total < self.before / 8 * 7 { self.slow + 1 } else { 0 };
+        (self.slow < SLOW).then(|| look.window(self.best))
+    }
+}
+
+impl Look {
+    fn is_late(&self) -> bool {
+        self.now > self.length * 3 / 2 + JITTER
+    }
+
+    /// What the line holds, and a little more.
+    fn window(&self, rate: u64) -> u64 {
+        let micros = u64::try_from((self.length + SLACK).as_micros()).unwrap_or(u64::MAX);
+        (rate.saturating_mul(micros) / 1_000_000).max(LEAST)
+    }
+}
+
+fn told_by(socket: &TcpStream) -> io::Result<libc::tcp_info> {
+    // SAFETY: a plain structure of numbers, for which zeros are valid; an older kernel fills less.
+    #[allow(unsafe_code)]
+    let mut told: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = libc::socklen_t::try_from(size_of_val(&told)).unwrap_or(0);
+    // SAFETY: the descriptor is open, as it is borrowed; the kernel writes no more than `length`
+    // bytes to `told`; both live until the call returns (tcp(7)).
+    #[allow(unsafe_code)]
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut told).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(told) } else { Err(io::Error::last_os_error()) }
+}
+
+fn set(socket: &TcpStream, level: i32, option: i32, value: libc::c_int) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or(0);
+    // SAFETY: the descriptor is open, as it is borrowed; the kernel reads `length` bytes of
+    // `value`, which lives until the call returns (setsockopt(2)).
+    #[allow(unsafe_code)]
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MBYTE: u64 = 1_000_000;
+
+    /// What is ordered at these rates and round trips (ms), on a line of 40 ms.
+    fn orders(looks: &[(u64, u64)]) -> Vec<Order> {
+        let mut hold = Hold::default();
+        let millis = Duration::from_millis;
+        let order = |(rate, now): &(u64, u64)| {
+            let (now, length) = (millis(*now), millis(40));
+            hold.order(Look { rate: *rate, total: *rate, changes: 1, now, length }, false)
+        };
+        looks.iter().map(order).collect()
+    }
+
+    #[test]
+    fn a_queue_that_stays_is_made_short() {
+        use Order::{Nothing, Window};
+        let rate = 5 * MBYTE / 2;
+        // 2.5 MB/s for 45 ms.
+        let window = Window(112_500);
+        assert_eq!(
+            orders(&[(rate, 120), (rate, 120), (rate, 120), (rate, 45)]),
+            [Nothing, Nothing, window, window]
+        );
+        let grows = [(MBYTE, 80), (2 * MBYTE, 90), (4 * MBYTE, 100), (8 * MBYTE, 110)];
+        assert_eq!(orders(&grows), [Nothing; 4], "slow start is not hindered");
+        assert_eq!(orders(&[(rate, 45); 9]), [Nothing; 9], "no queue");
+        assert_eq!(orders(&[(rate, 120), (rate, 120), (rate, 50), (rate, 120)]), [Nothing; 4]);
+    }
+
+    #[test]
+    fn a_hold_follows_the_line_and_ends_if_it_costs() {
+        let rate = 5 * MBYTE / 2;
+        let held = [(rate, 120); 3];
+        let faster = [&held[..], &[(3 * MBYTE, 45)]].concat();
+        assert_eq!(orders(&faster)[3], Order::Window(3 * MBYTE / 1000 * 45));
+        let slower = [&held[..], &[(2 * MBYTE, 60); 5]].concat();
+        assert_eq!(orders(&slower)[7], Order::Release);
+        let once = [&held[..], &[(MBYTE, 60), (rate, 60), (MBYTE, 60), (rate, 60)]].concat();
+        assert!(!orders(&once).contains(&Order::Release));
+        let tiny = orders(&[(1000, 120); 3]);
+        assert_eq!(tiny[2], Order::Window(LEAST));
+    }
+
+    #[test]
+    fn flows_share_the_line() {
+        let server = Arc::new(Server::new());
+        let [mut one, mut other] =
+            [(); 2].map(|()| Flow::new(Arc::clone(&server), Direction::Down));
+        assert_eq!(one.publish(Some(100)), (100, 1));
+        assert_eq!(other.publish(Some(50)), (150, 2));
+        assert_eq!(one.publish(Some(60)), (110, 2));
+        drop(one);
+        assert_eq!(other.publish(Some(90)), (90, 3));
+
+        // Half of it goes to another, then comes back.
+        let (now, length) = (Duration::from_millis(45), Duration::from_millis(40));
+        let look = |rate, total, changes| Look { rate, total, changes, now, length };
+        let mut held = Held { before: 100, changes: 1, best: 100, slow: 0 };
+        for _ in 0..20 {
+            assert!(held.window(look(50, 100, 2)).is_some());
+        }
+        for rate in [50, 56, 63, 71, 80, 90, 100] {
+            assert!(held.window(look(rate, rate, 3)).is_some());
+        }
+    }
+
+    #[test]
+    fn a_connection_tells_how_long_the_line_is() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let route = Route::new();
+        route.look_at(&socket);
+        assert!(route.length() > Duration::ZERO && route.length() < Duration::from_secs(1));
+        route.note(1);
+        assert_eq!(route.length(), Duration::from_micros(1));
+        let server = Arc::new(Server::new());
+        for direction in [Direction::Down, Direction::Up] {
+            let flow = Flow::new(Arc::clone(&server), direction);
+            flow.limit(&socket, 100_000);
+            flow.release(&socket);
+        }
+        assert!(!route.is_quiet(Instant::now()));
+        route.be_quiet(Instant::now());
+        assert!(route.is_quiet(Instant::now()));
+        assert!(!route.is_quiet(Instant::now() + QUIET));
+    }
+}
