@@ -4,8 +4,8 @@
 //! over 20 Mbit/s and 40 ms makes every other round trip 100 to 150 ms long, and loses the
 //! handshakes of other connections (1 s each). Nobody gains by that queue. So when the bytes of a
 //! transfer take clearly longer than the line is long, only as many are let on their way as the line
-//! itself holds: the receiver's window for a download, the send buffer for an upload. The rate stays
-//! the same; if it does not, something else fills the queue or the line has changed, and TCP
+//! itself holds: a download by the receiver's window, an upload by the pace of its sender. The rate
+//! stays the same; if it does not, something else fills the queue or the line has changed, and TCP
 //! has its own way again.
 
 use std::io;
@@ -27,6 +27,10 @@ const JITTER: Duration = Duration::from_millis(10);
 
 /// Room in the queue, so that the line never runs dry: the more, the later everything else.
 const SLACK: Duration = Duration::from_millis(5);
+
+/// A queue of an upload that is too long is to be gone within about this time: in two or three looks,
+/// as each shows what the one before has done.
+const DRAIN: Duration = Duration::from_millis(250);
 
 /// How many looks in a row must say the same.
 const LATE: u32 = 2;
@@ -72,6 +76,8 @@ pub(crate) struct Flow {
     direction: Direction,
     since: Option<Instant>,
     bytes: u64,
+    /// What the peer had of an upload at the look before.
+    arrived: u64,
     waited: Duration,
     /// Our part of the rate of all.
     rate: Option<u64>,
@@ -105,8 +111,8 @@ struct Held {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Order {
     Nothing,
-    /// So many bytes on their way.
-    Window(u64),
+    /// No more is to be on its way than this rate needs.
+    Hold(u64),
     Release,
 }
 
@@ -171,8 +177,9 @@ impl Route {
 
 impl Flow {
     pub(crate) fn new(server: Arc<Server>, direction: Direction) -> Self {
-        let (bytes, waited) = (0, Duration::ZERO);
-        Self { server, direction, since: None, bytes, waited, rate: None, hold: Hold::default() }
+        let (bytes, arrived, waited) = (0, 0, Duration::ZERO);
+        let (since, rate, hold) = (None, None, Hold::default());
+        Self { server, direction, since, bytes, arrived, waited, rate, hold }
     }
 
     /// Is it the line that this flow waits for? More connections would bring no more.
@@ -198,30 +205,32 @@ impl Flow {
             return;
         }
         let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).max(1);
-        let rate = self.bytes.saturating_mul(1_000_000) / micros;
         // Who does not wait for the line tells nothing about it.
         let is_waited_for = self.waited * 2 > elapsed;
-        (self.since, self.bytes, self.waited) = (Some(now), 0, Duration::ZERO);
         let Ok(told) = told_by(socket) else { return };
         route.note(told.tcpi_min_rtt);
+        let (moved, trip) = match self.direction {
+            Direction::Down => (self.bytes, told.tcpi_rcv_rtt),
+            // Not what went into the buffer, which grows.
+            Direction::Up => (told.tcpi_bytes_acked.saturating_sub(self.arrived), told.tcpi_rtt),
+        };
+        (self.since, self.bytes, self.waited) = (Some(now), 0, Duration::ZERO);
+        self.arrived = told.tcpi_bytes_acked;
         if !is_waited_for || length.is_zero() {
             return;
         }
-        let micros = match self.direction {
-            Direction::Down => told.tcpi_rcv_rtt,
-            Direction::Up => told.tcpi_rtt,
-        };
+        let rate = moved.saturating_mul(1_000_000) / micros;
         let (total, changes) = self.publish(Some(rate));
-        let trip = Duration::from_micros(micros.into());
+        let trip = Duration::from_micros(trip.into());
         let look = Look { rate, total, changes, now: trip, length };
         match self.hold.order(look, route.is_quiet(now)) {
             Order::Nothing => {}
-            Order::Window(bytes) => {
-                log::debug!("{:?} at {rate} bytes/s: {look:?}: {bytes} bytes", self.direction);
-                self.limit(socket, bytes);
+            Order::Hold(best) => {
+                log::trace!("{:?}: {look:?}: held", self.direction);
+                self.limit(socket, look, best);
             }
             Order::Release => {
-                log::debug!("{:?} at {rate} bytes/s: {look:?}: let go", self.direction);
+                log::debug!("{:?}: {look:?}: let go", self.direction);
                 route.be_quiet(now);
                 self.release(socket);
             }
@@ -242,12 +251,15 @@ impl Flow {
     }
 
     /// Without it the transfer is as right: a system that refuses has its way.
-    fn limit(&self, socket: &TcpStream, bytes: u64) {
-        let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    fn limit(&self, socket: &TcpStream, look: Look, best: u64) {
         let _ = match self.direction {
-            Direction::Down => set(socket, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, bytes),
-            // The kernel doubles it (socket(7)).
-            Direction::Up => set(socket, libc::SOL_SOCKET, libc::SO_SNDBUF, bytes / 2),
+            Direction::Down => {
+                let bytes = libc::c_int::try_from(look.window(best)).unwrap_or(libc::c_int::MAX);
+                set(socket, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, bytes)
+            }
+            Direction::Up => {
+                set(socket, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, look.pace(best))
+            }
         };
     }
 
@@ -256,8 +268,7 @@ impl Flow {
             Direction::Down => {
                 set(socket, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, libc::c_int::MAX)
             }
-            // Grows by itself again (since Linux 5.17).
-            Direction::Up => set(socket, libc::SOL_SOCKET, libc::SO_BUF_LOCK, 0),
+            Direction::Up => set(socket, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, u64::MAX),
         };
     }
 }
@@ -273,13 +284,13 @@ impl Drop for Flow {
 impl Hold {
     fn order(&mut self, look: Look, is_quiet: bool) -> Order {
         match self {
-            Self::Held(held) => match held.window(look) {
-                Some(window) => Order::Window(window),
-                None => {
-                    *self = Self::Unknown;
-                    Order::Release
+            Self::Held(held) => {
+                if held.goes_on(look) {
+                    return Order::Hold(held.best);
                 }
-            },
+                *self = Self::Unknown;
+                Order::Release
+            }
             _ if is_quiet => {
                 *self = Self::Unknown;
                 Order::Nothing
@@ -298,28 +309,40 @@ impl Hold {
                 }
                 let Look { rate, total, changes, .. } = look;
                 *self = Self::Held(Held { before: total, changes, best: rate, slow: 0 });
-                Order::Window(look.window(rate))
+                Order::Hold(rate)
             }
         }
     }
 }
 
 impl Held {
-    /// `None`: it costs more than it is worth.
-    fn window(&mut self, look: Look) -> Option<u64> {
+    /// False: it costs more than it is worth.
+    fn goes_on(&mut self, look: Look) -> bool {
         if self.changes != look.changes {
             (self.before, self.changes, self.slow) = (look.total, look.changes, 0);
         }
         // A tenth of it fades within ten looks.
         self.best = look.rate.max(self.best - self.best / 100);
         self.slow = if look.total < self.before / 8 * 7 { self.slow + 1 } else { 0 };
-        (self.slow < SLOW).then(|| look.window(self.best))
+        self.slow < SLOW
     }
 }
 
 impl Look {
     fn is_late(&self) -> bool {
         self.now > self.length * 3 / 2 + JITTER
+    }
+
+    /// By so much slower than the line that the queue becomes as short as it is to be, and faster
+    /// while it is shorter; by a half at most.
+    fn pace(&self, rate: u64) -> u64 {
+        let queue = self.now.saturating_sub(self.length);
+        let share = |time: Duration| {
+            let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+            rate.saturating_mul(micros) / u64::try_from(DRAIN.as_micros()).unwrap_or(1)
+        };
+        let slower = share(queue.saturating_sub(SLACK)).min(rate / 2);
+        (rate - slower + share(SLACK.saturating_sub(queue))).max(LEAST)
     }
 
     /// What the line holds, and a little more.
@@ -349,7 +372,8 @@ fn told_by(socket: &TcpStream) -> io::Result<libc::tcp_info> {
     if result == 0 { Ok(told) } else { Err(io::Error::last_os_error()) }
 }
 
-fn set(socket: &TcpStream, level: i32, option: i32, value: libc::c_int) -> io::Result<()> {
+/// `value` is a number of the kind that the option takes.
+fn set<T: Copy>(socket: &TcpStream, level: i32, option: i32, value: T) -> io::Result<()> {
     let length = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or(0);
     // SAFETY: the descriptor is open, as it is borrowed; the kernel reads `length` bytes of
     // `value`, which lives until the call returns (setsockopt(2)).
@@ -379,13 +403,11 @@ mod tests {
 
     #[test]
     fn a_queue_that_stays_is_made_short() {
-        use Order::{Nothing, Window};
+        use Order::{Hold, Nothing};
         let rate = 5 * MBYTE / 2;
-        // 2.5 MB/s for 45 ms.
-        let window = Window(112_500);
         assert_eq!(
             orders(&[(rate, 120), (rate, 120), (rate, 120), (rate, 45)]),
-            [Nothing, Nothing, window, window]
+            [Nothing, Nothing, Hold(rate), Hold(rate)]
         );
         let grows = [(MBYTE, 80), (2 * MBYTE, 90), (4 * MBYTE, 100), (8 * MBYTE, 110)];
         assert_eq!(orders(&grows), [Nothing; 4], "slow start is not hindered");
@@ -398,13 +420,28 @@ mod tests {
         let rate = 5 * MBYTE / 2;
         let held = [(rate, 120); 3];
         let faster = [&held[..], &[(3 * MBYTE, 45)]].concat();
-        assert_eq!(orders(&faster)[3], Order::Window(3 * MBYTE / 1000 * 45));
+        assert_eq!(orders(&faster)[3], Order::Hold(3 * MBYTE));
         let slower = [&held[..], &[(2 * MBYTE, 60); 5]].concat();
         assert_eq!(orders(&slower)[7], Order::Release);
         let once = [&held[..], &[(MBYTE, 60), (rate, 60), (MBYTE, 60), (rate, 60)]].concat();
         assert!(!orders(&once).contains(&Order::Release));
-        let tiny = orders(&[(1000, 120); 3]);
-        assert_eq!(tiny[2], Order::Window(LEAST));
+    }
+
+    #[test]
+    fn how_much_and_how_fast() {
+        let look = |now| Look {
+            rate: 0,
+            total: 0,
+            changes: 0,
+            now: Duration::from_millis(now),
+            length: Duration::from_millis(40),
+        };
+        assert_eq!(look(120).window(5 * MBYTE / 2), 112_500, "2.5 MB/s for 45 ms");
+        assert_eq!(look(120).window(1000), LEAST);
+        assert_eq!(look(95).pace(MBYTE), MBYTE / 5 * 4, "50 ms too long, in 250 ms");
+        assert_eq!(look(45).pace(MBYTE), MBYTE);
+        assert_eq!(look(40).pace(MBYTE), MBYTE / 50 * 51);
+        assert_eq!(look(900).pace(MBYTE), MBYTE / 2);
     }
 
     #[test]
@@ -423,10 +460,10 @@ mod tests {
         let look = |rate, total, changes| Look { rate, total, changes, now, length };
         let mut held = Held { before: 100, changes: 1, best: 100, slow: 0 };
         for _ in 0..20 {
-            assert!(held.window(look(50, 100, 2)).is_some());
+            assert!(held.goes_on(look(50, 100, 2)));
         }
         for rate in [50, 56, 63, 71, 80, 90, 100] {
-            assert!(held.window(look(rate, rate, 3)).is_some());
+            assert!(held.goes_on(look(rate, rate, 3)));
         }
     }
 
@@ -442,7 +479,9 @@ mod tests {
         let server = Arc::new(Server::new());
         for direction in [Direction::Down, Direction::Up] {
             let flow = Flow::new(Arc::clone(&server), direction);
-            flow.limit(&socket, 100_000);
+            let (rate, total, changes) = (1000, 1000, 1);
+            let (now, length) = (route.length(), route.length());
+            flow.limit(&socket, Look { rate, total, changes, now, length }, rate);
             flow.release(&socket);
         }
         assert!(!route.is_quiet(Instant::now()));
