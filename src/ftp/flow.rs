@@ -34,10 +34,17 @@ const DRAIN: Duration = Duration::from_millis(250);
 
 /// How many looks in a row must say the same.
 const LATE: u32 = 2;
-const SLOW: u32 = 5;
+const SLOW: u32 = 3;
+
+/// Over so much time the rate of all flows is taken: a flow that has gone leaves its part of the line
+/// to the others, who grow by an eighth with each look.
+const SPAN: Duration = Duration::from_millis(500);
 
 /// How long TCP has its own way after a hold that cost something.
 const QUIET: Duration = Duration::from_secs(60);
+
+/// After so long without a look nothing of an earlier transfer is in any queue.
+const REST: Duration = Duration::from_secs(10);
 
 /// What a connection begins with anyway (RFC 6928: ten segments).
 const LEAST: u64 = 16 * 1024;
@@ -53,7 +60,7 @@ pub(crate) enum Direction {
 #[derive(Debug)]
 pub(crate) struct Route {
     born: Instant,
-    /// The shortest round trip ever seen, in microseconds; 0: none yet.
+    /// The shortest round trip seen, in microseconds; 0: none yet.
     length: AtomicU32,
     /// Nothing is held before this, in milliseconds since `born`.
     quiet_until: AtomicU64,
@@ -61,12 +68,15 @@ pub(crate) struct Route {
     ways: [Way; 2],
 }
 
+/// All flows in one direction.
 #[derive(Debug, Default)]
 struct Way {
-    /// Bytes in a second, of all flows together.
+    /// Of the present span: its bytes, and its begin in microseconds since the route was born.
+    bytes: AtomicU64,
+    since: AtomicU64,
+    /// Bytes in a second of the span before, and how many there were.
     rate: AtomicU64,
-    /// Flows that have come or gone.
-    changes: AtomicU32,
+    spans: AtomicU32,
 }
 
 /// The flow of one transfer.
@@ -79,8 +89,6 @@ pub(crate) struct Flow {
     /// What the peer had of an upload at the look before.
     arrived: u64,
     waited: Duration,
-    /// Our part of the rate of all.
-    rate: Option<u64>,
     hold: Hold,
 }
 
@@ -99,12 +107,12 @@ enum Hold {
 
 #[derive(Debug)]
 struct Held {
-    /// The rate of all flows when the hold began, or the last of them came or went.
+    /// The rate of all flows when the hold began.
     before: u64,
-    changes: u32,
+    spans: u32,
     /// The highest rate of this one since, which fades.
     best: u64,
-    /// So many looks in a row told that it has cost something.
+    /// So many spans in a row told that it has cost something.
     slow: u32,
 }
 
@@ -119,11 +127,10 @@ enum Order {
 /// One look.
 #[derive(Clone, Copy, Debug)]
 struct Look {
-    /// Bytes in a second, of this flow and of all.
+    /// Bytes in a second, of this flow and, over the last span, of all.
     rate: u64,
     total: u64,
-    /// How often a flow has come or gone.
-    changes: u32,
+    spans: u32,
     /// The present and the shortest round trip.
     now: Duration,
     length: Duration,
@@ -144,11 +151,20 @@ impl Route {
         }
     }
 
-    /// What a connection has seen so far: its handshake, at least.
+    /// What a new connection has seen so far: its handshake, at least. While nothing else is on the
+    /// way that is the length of the line, also if it was shorter before: the network may have changed.
     pub(crate) fn look_at(&self, socket: &TcpStream) {
-        if let Ok(told) = told_by(socket) {
-            self.note(told.tcpi_min_rtt);
+        let Ok(told) = told_by(socket) else { return };
+        if self.rests(Instant::now()) {
+            self.length.store(0, Ordering::Relaxed);
         }
+        self.note(told.tcpi_min_rtt);
+    }
+
+    fn rests(&self, now: Instant) -> bool {
+        let now = now.saturating_duration_since(self.born);
+        let last = self.ways.iter().map(|way| way.since.load(Ordering::Relaxed)).max();
+        now.saturating_sub(Duration::from_micros(last.unwrap_or(0))) > REST
     }
 
     fn way(&self, direction: Direction) -> &Way {
@@ -175,11 +191,32 @@ impl Route {
     }
 }
 
+impl Way {
+    /// So many more bytes have moved. The rate of the last span, and how many there were.
+    fn add(&self, bytes: u64, now: Duration) -> (u64, u32) {
+        let bytes = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let now = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
+        let since = self.since.load(Ordering::Relaxed);
+        let micros = now.saturating_sub(since);
+        let elapsed = Duration::from_micros(micros);
+        let swap = || self.since.compare_exchange(since, now, Ordering::Relaxed, Ordering::Relaxed);
+        if elapsed >= SPAN && swap().is_ok() {
+            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            // One with a rest in it tells nothing.
+            if elapsed < SPAN * 2 {
+                self.rate.store(bytes.saturating_mul(1_000_000) / micros, Ordering::Relaxed);
+                self.spans.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        (self.rate.load(Ordering::Relaxed), self.spans.load(Ordering::Relaxed))
+    }
+}
+
 impl Flow {
     pub(crate) fn new(server: Arc<Server>, direction: Direction) -> Self {
         let (bytes, arrived, waited) = (0, 0, Duration::ZERO);
-        let (since, rate, hold) = (None, None, Hold::default());
-        Self { server, direction, since, bytes, arrived, waited, rate, hold }
+        let (since, hold) = (None, Hold::default());
+        Self { server, direction, since, bytes, arrived, waited, hold }
     }
 
     /// Is it the line that this flow waits for? More connections would bring no more.
@@ -216,14 +253,15 @@ impl Flow {
         };
         (self.since, self.bytes, self.waited) = (Some(now), 0, Duration::ZERO);
         self.arrived = told.tcpi_bytes_acked;
+        let (total, spans) = route.way(self.direction).add(moved, now - route.born);
         if !is_waited_for || length.is_zero() {
             return;
         }
         let rate = moved.saturating_mul(1_000_000) / micros;
-        let (total, changes) = self.publish(Some(rate));
         let trip = Duration::from_micros(trip.into());
-        let look = Look { rate, total, changes, now: trip, length };
-        match self.hold.order(look, route.is_quiet(now)) {
+        let look = Look { rate, total, spans, now: trip, length };
+        let is_quiet = route.is_quiet(now);
+        match self.hold.order(look, is_quiet) {
             Order::Nothing => {}
             Order::Hold(best) => {
                 log::trace!("{:?}: {look:?}: held", self.direction);
@@ -231,23 +269,12 @@ impl Flow {
             }
             Order::Release => {
                 log::debug!("{:?}: {look:?}: let go", self.direction);
-                route.be_quiet(now);
+                if !is_quiet {
+                    route.be_quiet(now);
+                }
                 self.release(socket);
             }
         }
-    }
-
-    /// Our part of the rate of all; the rate of all, and how often a flow has come or gone.
-    fn publish(&mut self, rate: Option<u64>) -> (u64, u32) {
-        let way = self.server.route().way(self.direction);
-        if rate.is_some() != self.rate.is_some() {
-            way.changes.fetch_add(1, Ordering::Relaxed);
-        }
-        let (old, new) = (self.rate.unwrap_or(0), rate.unwrap_or(0));
-        self.rate = rate;
-        way.rate.fetch_add(new, Ordering::Relaxed);
-        let before = way.rate.fetch_sub(old, Ordering::Relaxed);
-        (before.saturating_sub(old), way.changes.load(Ordering::Relaxed))
     }
 
     /// Without it the transfer is as right: a system that refuses has its way.
@@ -273,19 +300,12 @@ impl Flow {
     }
 }
 
-impl Drop for Flow {
-    fn drop(&mut self) {
-        if self.rate.is_some() {
-            self.publish(None);
-        }
-    }
-}
-
 impl Hold {
     fn order(&mut self, look: Look, is_quiet: bool) -> Order {
         match self {
             Self::Held(held) => {
-                if held.goes_on(look) {
+                // One that is held among others that are not would get next to nothing.
+                if !is_quiet && held.goes_on(look) {
                     return Order::Hold(held.best);
                 }
                 *self = Self::Unknown;
@@ -307,23 +327,28 @@ impl Hold {
                 if *late < LATE {
                     return Order::Nothing;
                 }
-                let Look { rate, total, changes, .. } = look;
-                *self = Self::Held(Held { before: total, changes, best: rate, slow: 0 });
-                Order::Hold(rate)
+                *self = Self::Held(Held::by(look));
+                Order::Hold(look.rate)
             }
         }
     }
 }
 
 impl Held {
+    fn by(look: Look) -> Self {
+        let Look { rate, total, spans, .. } = look;
+        // The span before may have been one of slow start.
+        Self { before: rate.max(total), spans, best: rate, slow: 0 }
+    }
+
     /// False: it costs more than it is worth.
     fn goes_on(&mut self, look: Look) -> bool {
-        if self.changes != look.changes {
-            (self.before, self.changes, self.slow) = (look.total, look.changes, 0);
-        }
         // A tenth of it fades within ten looks.
         self.best = look.rate.max(self.best - self.best / 100);
-        self.slow = if look.total < self.before / 8 * 7 { self.slow + 1 } else { 0 };
+        if self.spans != look.spans {
+            self.spans = look.spans;
+            self.slow = if look.total < self.before / 8 * 7 { self.slow + 1 } else { 0 };
+        }
         self.slow < SLOW
     }
 }
@@ -392,13 +417,14 @@ mod tests {
 
     /// What is ordered at these rates and round trips (ms), on a line of 40 ms.
     fn orders(looks: &[(u64, u64)]) -> Vec<Order> {
-        let mut hold = Hold::default();
+        let (mut hold, mut spans) = (Hold::default(), 0);
         let millis = Duration::from_millis;
-        let order = |(rate, now): &(u64, u64)| {
-            let (now, length) = (millis(*now), millis(40));
-            hold.order(Look { rate: *rate, total: *rate, changes: 1, now, length }, false)
+        let mut order = |(rate, now): &(u64, u64)| {
+            let (now, length, total) = (millis(*now), millis(40), *rate);
+            spans += 1;
+            hold.order(Look { rate: *rate, total, spans, now, length }, false)
         };
-        looks.iter().map(order).collect()
+        looks.iter().map(&mut order).collect()
     }
 
     #[test]
@@ -421,8 +447,8 @@ mod tests {
         let held = [(rate, 120); 3];
         let faster = [&held[..], &[(3 * MBYTE, 45)]].concat();
         assert_eq!(orders(&faster)[3], Order::Hold(3 * MBYTE));
-        let slower = [&held[..], &[(2 * MBYTE, 60); 5]].concat();
-        assert_eq!(orders(&slower)[7], Order::Release);
+        let slower = [&held[..], &[(2 * MBYTE, 60); 3]].concat();
+        assert_eq!(orders(&slower)[5], Order::Release);
         let once = [&held[..], &[(MBYTE, 60), (rate, 60), (MBYTE, 60), (rate, 60)]].concat();
         assert!(!orders(&once).contains(&Order::Release));
     }
@@ -432,7 +458,7 @@ mod tests {
         let look = |now| Look {
             rate: 0,
             total: 0,
-            changes: 0,
+            spans: 0,
             now: Duration::from_millis(now),
             length: Duration::from_millis(40),
         };
@@ -445,26 +471,25 @@ mod tests {
     }
 
     #[test]
-    fn flows_share_the_line() {
-        let server = Arc::new(Server::new());
-        let [mut one, mut other] =
-            [(); 2].map(|()| Flow::new(Arc::clone(&server), Direction::Down));
-        assert_eq!(one.publish(Some(100)), (100, 1));
-        assert_eq!(other.publish(Some(50)), (150, 2));
-        assert_eq!(one.publish(Some(60)), (110, 2));
-        drop(one);
-        assert_eq!(other.publish(Some(90)), (90, 3));
+    fn the_rate_of_all_is_that_of_a_span() {
+        let (way, millis) = (Way::default(), Duration::from_millis);
+        assert_eq!(way.add(100, millis(100)), (0, 0));
+        assert_eq!(way.add(300, millis(400)), (0, 0));
+        assert_eq!(way.add(100, millis(500)), (1000, 1));
+        assert_eq!(way.add(50, millis(600)), (1000, 1));
+        assert_eq!(way.add(50, millis(1000)), (200, 2));
+        assert_eq!(way.add(50, millis(9000)), (200, 2), "a rest is no span");
+        assert_eq!(way.add(100, millis(9500)), (200, 3));
+    }
 
-        // Half of it goes to another, then comes back.
+    #[test]
+    fn who_is_held_is_let_go_with_the_others() {
         let (now, length) = (Duration::from_millis(45), Duration::from_millis(40));
-        let look = |rate, total, changes| Look { rate, total, changes, now, length };
-        let mut held = Held { before: 100, changes: 1, best: 100, slow: 0 };
-        for _ in 0..20 {
-            assert!(held.goes_on(look(50, 100, 2)));
-        }
-        for rate in [50, 56, 63, 71, 80, 90, 100] {
-            assert!(held.goes_on(look(rate, rate, 3)));
-        }
+        let mut hold = Hold::Held(Held { before: 100, spans: 1, best: 100, slow: 0 });
+        let look = |spans| Look { rate: 90, total: 100, spans, now, length };
+        assert_eq!(hold.order(look(1), false), Order::Hold(99));
+        assert_eq!(hold.order(look(1), true), Order::Release);
+        assert_eq!(hold.order(look(2), true), Order::Nothing);
     }
 
     #[test]
@@ -479,11 +504,17 @@ mod tests {
         let server = Arc::new(Server::new());
         for direction in [Direction::Down, Direction::Up] {
             let flow = Flow::new(Arc::clone(&server), direction);
-            let (rate, total, changes) = (1000, 1000, 1);
+            let (rate, total, spans) = (1000, 1000, 1);
             let (now, length) = (route.length(), route.length());
-            flow.limit(&socket, Look { rate, total, changes, now, length }, rate);
+            flow.limit(&socket, Look { rate, total, spans, now, length }, rate);
             flow.release(&socket);
         }
+        route.look_at(&socket);
+        assert_eq!(route.length(), Duration::from_micros(1), "perhaps this one waited in a queue");
+        let rests = route.born + REST + Duration::from_millis(1);
+        assert!(route.rests(rests));
+        route.way(Direction::Up).add(1, REST);
+        assert!(!route.rests(rests));
         assert!(!route.is_quiet(Instant::now()));
         route.be_quiet(Instant::now());
         assert!(route.is_quiet(Instant::now()));
