@@ -1,6 +1,9 @@
 //! One large file over several connections, and what becomes of its bytes when anything goes wrong;
 //! files replaced while they are read; and what a look at the head of a large file costs.
 
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -82,6 +85,30 @@ fn streams_of_one_are_one() {
     let fs = mount(&server, StreamLimit::Most(1));
     assert_eq!(read_all(&fs, |_| ()), (SIZE, Ok(())));
     assert_eq!((server.count("REST"), server.count("RETR")), (0, 1));
+}
+
+/// The kernel asks for several pieces at once, for a program that says so (`cat`, `cp`) up to 4 MiB,
+/// and the threads that take them do not keep their order.
+#[test]
+fn pieces_that_are_asked_for_at_once_come_over_one_transfer() {
+    if !has_fuse() {
+        println!("SKIPPED: a read through the kernel: /dev/fuse cannot be opened");
+        return;
+    }
+    let server = start(Dialect::proftpd());
+    let Direct { vfs, staging } = mount(&server, StreamLimit::Most(1));
+    let kernel = Kernel::over(Arc::new(vfs), 8, tempfile::tempdir().unwrap(), staging);
+    let mut file = std::fs::File::open(kernel.root.join("big")).unwrap();
+    // SAFETY: the descriptor is open; nothing is read or written by it.
+    #[allow(unsafe_code)]
+    let told = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_SEQUENTIAL) };
+    assert_eq!(told, 0);
+    let mut bytes = vec![0; MIB as usize / 8];
+    for offset in (0..SIZE).step_by(bytes.len()) {
+        file.read_exact(&mut bytes).unwrap();
+        assert!(bytes == expected(offset, bytes.len()), "wrong bytes at {offset}");
+    }
+    assert_eq!((server.count("REST"), server.count("RETR")), (0, 1), "{:?}", server.commands());
 }
 
 #[test]

@@ -39,6 +39,7 @@ class Sizes:
         self.direct_mib = self.read_mib
         self.write_mib = 32 if far or quick else 512
         self.random_mib = 64 if quick else 1024
+        self.looks = 5 if quick else 20
         self.small, self.written, self.folders, self.flat, self.reads = (
             (50, 20, 20, 1000, 20) if quick else (500, 200, 200, 20_000, 200))
 
@@ -67,6 +68,8 @@ class Sizes:
             "append": "append 1 KiB to 32 MiB",
             "patch": "change 4 KiB in 32 MiB",
             "rmrf": f"`rm -rf` of {self.written} files",
+            "beside": f"`ls` of a folder beside a large copy, median of {self.looks}",
+            "beside-longest": "… the longest",
         }
 
 
@@ -78,7 +81,7 @@ EXTRAS = {  # rows that are no times: key, what it says
     "seqwrite-cpu": "CPU seconds, sequential write",
 }
 WORKLOADS = ["mount", "seqread", "directread", "tlsread", "seqwrite", "smallread", "smallwrite", "grepr", "lsr",
-             "flatls", "randread", "append", "patch", "rmrf", "tarx", "gitcheckout", "unzip", "rsync"]
+             "flatls", "randread", "append", "patch", "rmrf", "tarx", "gitcheckout", "unzip", "rsync", "beside"]
 
 
 class Served:
@@ -101,7 +104,7 @@ class Served:
     def fill(self, works):
         s = self.sizes
         wants = lambda *names: any(name in works for name in names)
-        if wants("seqread", "directread", "tlsread"):
+        if wants("seqread", "directread", "tlsread", "beside"):
             self.file(f"{self.root}/read.bin", s.read_mib * MIB)
         if wants("randread"):
             self.file(f"{self.root}/random.bin", s.random_mib * MIB)
@@ -123,7 +126,7 @@ class Served:
                       "$g add . && $g commit -qm few && rm ../few.git/index")
         if wants("flatls"):
             self.folder(f"{self.root}/flat", s.flat, 10)
-        if wants("lsr", "grepr"):
+        if wants("lsr", "grepr", "beside"):
             for number in range(s.folders):
                 self.folder(f"{self.root}/tree/d{number:03}", 10, 4096)
         self.give(self.root)
@@ -468,6 +471,31 @@ class Bench:
             raise Wrong("still there")
         return {"rmrf": seconds}
 
+    def w_beside(self, mount, place):
+        """Folders listed one by one, in no order, while a file is being read that fills the line."""
+        code = """
+import random, statistics, subprocess
+copy = subprocess.Popen(["bash", "-c", "while cat read.bin; do :; done"], cwd=a[0], stdout=subprocess.DEVNULL, start_new_session=True)
+try:
+    os.listdir(a[0] + "/tree")
+    time.sleep(5)
+    for number in random.Random(7).sample(range(int(a[1])), int(a[2])):
+        one = time.monotonic()
+        assert len(os.listdir(f"{a[0]}/tree/d{number:03}")) == 10
+        r.append(time.monotonic() - one)
+        time.sleep(random.Random(number).uniform(0.2, 0.6))
+    assert copy.poll() is None, "the copy has ended"
+finally:
+    os.killpg(copy.pid, 9)
+    copy.wait()
+print(statistics.median(r), max(r))
+"""
+        arguments = [mount.path, str(self.sizes.folders), str(self.sizes.looks)]
+        script = f"import os, sys, time\na = sys.argv[1:]\nr = []\n{code}"
+        _, text = self.run([sys.executable, "-c", script, *arguments], mount)
+        median, longest = map(float, text.split())
+        return {"beside": median, "beside-longest": longest}
+
     def w_randread(self, mount, place):
         blocks = random.Random(7).sample(range(self.sizes.random_mib * 256), self.sizes.reads)
         code = "f = os.open(a[0], os.O_RDONLY)\nfor n in a[1].split(','): r.append(os.pread(f, 4096, int(n) * 4096))"
@@ -808,6 +836,10 @@ def arguments():
         parser.add_argument(name, dest=name.strip("-") + "_file")
     parsed = parser.parse_args()
     parsed.workloads = parsed.workloads.split(",")
+    if not parsed.rate and "beside" in parsed.workloads:
+        if parsed.workloads != WORKLOADS:
+            parser.error("beside needs a line that a copy can fill: --rate MBIT")
+        parsed.workloads.remove("beside")
     for work in parsed.workloads:
         if work not in WORKLOADS:
             parser.error(f"no such workload: {work}")

@@ -9,8 +9,8 @@
 //!   first too, begins with the question whether the file is still this version.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
 use super::Vfs;
@@ -128,7 +128,7 @@ impl Vfs {
     pub(super) fn prepare(&self, fh: u64, kept: Kept) -> Result<()> {
         let file = self.handles.file(fh)?;
         if kept != Kept::No || file.cached.as_ref().is_some_and(Cached::is_beside) {
-            file.reader.lock().unwrap_or_else(PoisonError::into_inner).must_agree();
+            file.reader.lock().must_agree();
         }
         if kept != Kept::No {
             // What was fetched ahead may be of another version than what the kernel has.
@@ -164,7 +164,7 @@ impl Vfs {
         if cached.file.newest(span).is_some_and(|newest| cached.is_proven(newest)) {
             return Ok(());
         }
-        let mut reader = file.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reader = file.reader.lock();
         if is_sure() {
             return Ok(());
         }
@@ -218,7 +218,7 @@ impl Vfs {
             blocks.buffers().give_back(bytes);
             return Ok(taken);
         }
-        let mut reader = file.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reader = file.reader.enter(start);
         let bytes = reader.read(&self.pool, &cached.path, fh, start, wanted)?;
         // Fewer: the file became shorter, and is another version.
         if bytes.len() == wanted {
@@ -241,7 +241,7 @@ impl Vfs {
         span: &Range<u64>,
         (start, length): (u64, usize),
     ) -> Result<Option<Vec<u8>>> {
-        let lock = || file.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = || file.reader.lock();
         if !cached.is_beside() {
             // It goes on with its transfer as long as it can.
             if !cached.file.has(span) || !lock().would_jump(start, length) {

@@ -1,6 +1,6 @@
 //! Content: open, create, read, write, flush, release.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::attr::Version;
@@ -199,7 +199,7 @@ impl Vfs {
         length: usize,
         take: impl FnOnce(&[u8]) -> T,
     ) -> Result<T> {
-        let mut reader = file.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reader = file.reader.enter(offset);
         let taken = take(reader.read(&self.pool, path, fh, offset, length)?);
         drop(reader);
         self.handles.limit_memory(fh);

@@ -12,6 +12,7 @@ use super::reader::{Memory, Reader};
 use super::staging::{Staged, View};
 use super::streams::Rules;
 use super::tree::Ino;
+use super::turns::InTurn;
 
 use super::cached::Cached;
 use crate::ftp::Timestamp;
@@ -37,7 +38,7 @@ pub(crate) struct OpenFile {
     /// What of it is, and may be put, in the cache on the disk.
     pub(crate) cached: Option<Cached>,
     /// Held during I/O: one transfer for one handle. Before Tree, DirCache and Pool.
-    pub(crate) reader: Mutex<Reader>,
+    pub(crate) reader: InTurn<Reader>,
 }
 
 /// An open directory: what it held when it was opened, so that an offset is an index.
@@ -109,7 +110,7 @@ impl Handles {
         cached: Option<Cached>,
         rules: Option<&Arc<Rules>>,
     ) -> u64 {
-        let reader = Mutex::new(Reader::counted(version, &self.memory).with_streams(rules));
+        let reader = InTurn::new(Reader::counted(version, &self.memory).with_streams(rules));
         let file = OpenFile { ino, access, version, ahead: OnceLock::new(), cached, reader };
         let mut state = self.lock();
         *state.opens.entry(ino).or_insert(0) += 1;
@@ -131,7 +132,7 @@ impl Handles {
         // Those opened first are the likeliest to be idle.
         files.sort_by_key(|(other, _)| *other);
         for (_, file) in files {
-            if let Ok(mut reader) = file.reader.try_lock() {
+            if let Some(mut reader) = file.reader.try_lock() {
                 reader.rest();
             }
             if self.memory.load(Ordering::Relaxed) <= self.most / 2 {
@@ -196,7 +197,7 @@ impl Handles {
             })
             .collect();
         for file in files {
-            file.reader.lock().unwrap_or_else(PoisonError::into_inner).note_server_mtime(mtime);
+            file.reader.lock().note_server_mtime(mtime);
         }
     }
 

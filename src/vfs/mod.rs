@@ -43,6 +43,7 @@ mod shelf;
 mod staging;
 mod streams;
 mod tree;
+mod turns;
 mod window;
 mod writeback;
 

@@ -176,7 +176,7 @@ impl Vfs {
         let here = cached.file();
         let layout = here.layout();
         let ahead = self.read_ahead_of(&file);
-        let mut reader = lock(&file.reader);
+        let mut reader = file.reader.lock();
         let mut at = 0;
         while at < layout.size {
             let span = layout.span(at, usize::try_from(STEP).unwrap_or(usize::MAX));
