@@ -40,8 +40,14 @@ const SLOW: u32 = 3;
 /// to the others, who grow by an eighth with each look.
 const SPAN: Duration = Duration::from_millis(500);
 
-/// How long TCP has its own way after a hold that cost something.
+/// How long TCP has its own way after a hold that cost something: twice as long after each one that
+/// did not last, as some lines need their queue (wireless ones send what they have gathered), up to
+/// an hour.
 const QUIET: Duration = Duration::from_secs(60);
+const QUIET_MOST: u64 = 3600 * 1000;
+
+/// So many looks, a minute, are a hold that was worth it.
+const LASTING: u32 = 600;
 
 /// After so long without a look nothing of an earlier transfer is in any queue.
 const REST: Duration = Duration::from_secs(10);
@@ -64,6 +70,8 @@ pub(crate) struct Route {
     length: AtomicU32,
     /// Nothing is held before this, in milliseconds since `born`.
     quiet_until: AtomicU64,
+    /// How long that was, in milliseconds; 0: not yet.
+    quiet: AtomicU64,
     /// What goes each way.
     ways: [Way; 2],
 }
@@ -114,6 +122,7 @@ struct Held {
     best: u64,
     /// So many spans in a row told that it has cost something.
     slow: u32,
+    looks: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,7 +130,10 @@ enum Order {
     Nothing,
     /// No more is to be on its way than this rate needs.
     Hold(u64),
-    Release,
+    /// After a hold that lasted, or not.
+    Release {
+        has_lasted: bool,
+    },
 }
 
 /// One look.
@@ -139,8 +151,8 @@ struct Look {
 impl Route {
     pub(crate) fn new() -> Self {
         let born = Instant::now();
-        let (length, quiet_until) = (AtomicU32::new(0), AtomicU64::new(0));
-        Self { born, length, quiet_until, ways: Default::default() }
+        let [quiet_until, quiet] = Default::default();
+        Self { born, length: AtomicU32::new(0), quiet_until, quiet, ways: Default::default() }
     }
 
     /// A round trip took so long. The kernel says all ones where none has been measured.
@@ -184,10 +196,15 @@ impl Route {
         millis < self.quiet_until.load(Ordering::Relaxed).into()
     }
 
-    fn be_quiet(&self, now: Instant) {
-        let until = now.saturating_duration_since(self.born) + QUIET;
-        let millis = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
-        self.quiet_until.store(millis, Ordering::Relaxed);
+    /// After a hold; did it last?
+    fn be_quiet(&self, now: Instant, has_lasted: bool) {
+        let before = if has_lasted { 0 } else { self.quiet.load(Ordering::Relaxed) };
+        let least = u64::try_from(QUIET.as_millis()).unwrap_or(QUIET_MOST);
+        let quiet = (before * 2).clamp(least, QUIET_MOST);
+        self.quiet.store(quiet, Ordering::Relaxed);
+        let now = now.saturating_duration_since(self.born).as_millis();
+        let until = u64::try_from(now).unwrap_or(u64::MAX).saturating_add(quiet);
+        self.quiet_until.store(until, Ordering::Relaxed);
     }
 }
 
@@ -267,10 +284,10 @@ impl Flow {
                 log::trace!("{:?}: {look:?}: held", self.direction);
                 self.limit(socket, look, best);
             }
-            Order::Release => {
+            Order::Release { has_lasted } => {
                 log::debug!("{:?}: {look:?}: let go", self.direction);
                 if !is_quiet {
-                    route.be_quiet(now);
+                    route.be_quiet(now, has_lasted);
                 }
                 self.release(socket);
             }
@@ -308,8 +325,9 @@ impl Hold {
                 if !is_quiet && held.goes_on(look) {
                     return Order::Hold(held.best);
                 }
+                let has_lasted = held.looks >= LASTING;
                 *self = Self::Unknown;
-                Order::Release
+                Order::Release { has_lasted }
             }
             _ if is_quiet => {
                 *self = Self::Unknown;
@@ -338,13 +356,14 @@ impl Held {
     fn by(look: Look) -> Self {
         let Look { rate, total, spans, .. } = look;
         // The span before may have been one of slow start.
-        Self { before: rate.max(total), spans, best: rate, slow: 0 }
+        Self { before: rate.max(total), spans, best: rate, slow: 0, looks: 0 }
     }
 
     /// False: it costs more than it is worth.
     fn goes_on(&mut self, look: Look) -> bool {
         // A tenth of it fades within ten looks.
         self.best = look.rate.max(self.best - self.best / 100);
+        self.looks = self.looks.saturating_add(1);
         if self.spans != look.spans {
             self.spans = look.spans;
             self.slow = if look.total < self.before / 8 * 7 { self.slow + 1 } else { 0 };
@@ -448,9 +467,9 @@ mod tests {
         let faster = [&held[..], &[(3 * MBYTE, 45)]].concat();
         assert_eq!(orders(&faster)[3], Order::Hold(3 * MBYTE));
         let slower = [&held[..], &[(2 * MBYTE, 60); 3]].concat();
-        assert_eq!(orders(&slower)[5], Order::Release);
+        assert_eq!(orders(&slower)[5], Order::Release { has_lasted: false });
         let once = [&held[..], &[(MBYTE, 60), (rate, 60), (MBYTE, 60), (rate, 60)]].concat();
-        assert!(!orders(&once).contains(&Order::Release));
+        assert!(!orders(&once).contains(&Order::Release { has_lasted: false }));
     }
 
     #[test]
@@ -485,10 +504,11 @@ mod tests {
     #[test]
     fn who_is_held_is_let_go_with_the_others() {
         let (now, length) = (Duration::from_millis(45), Duration::from_millis(40));
-        let mut hold = Hold::Held(Held { before: 100, spans: 1, best: 100, slow: 0 });
+        let mut hold =
+            Hold::Held(Held { before: 100, spans: 1, best: 100, slow: 0, looks: LASTING - 1 });
         let look = |spans| Look { rate: 90, total: 100, spans, now, length };
         assert_eq!(hold.order(look(1), false), Order::Hold(99));
-        assert_eq!(hold.order(look(1), true), Order::Release);
+        assert_eq!(hold.order(look(1), true), Order::Release { has_lasted: true });
         assert_eq!(hold.order(look(2), true), Order::Nothing);
     }
 
@@ -516,8 +536,15 @@ mod tests {
         route.way(Direction::Up).add(1, REST);
         assert!(!route.rests(rests));
         assert!(!route.is_quiet(Instant::now()));
-        route.be_quiet(Instant::now());
-        assert!(route.is_quiet(Instant::now()));
-        assert!(!route.is_quiet(Instant::now() + QUIET));
+        let now = route.born + Duration::from_secs(5);
+        for (has_lasted, minutes) in [(false, 1), (false, 2), (false, 4), (true, 1), (true, 1)] {
+            route.be_quiet(now, has_lasted);
+            assert!(route.is_quiet(now + QUIET * minutes - Duration::from_millis(1)));
+            assert!(!route.is_quiet(now + QUIET * minutes), "{minutes}");
+        }
+        for _ in 0..70 {
+            route.be_quiet(now, false);
+        }
+        assert!(!route.is_quiet(now + Duration::from_millis(QUIET_MOST)));
     }
 }
