@@ -32,9 +32,16 @@ const SLACK: Duration = Duration::from_millis(5);
 /// as each shows what the one before has done.
 const DRAIN: Duration = Duration::from_millis(250);
 
-/// How many looks in a row must say the same.
+/// How many looks in a row must tell of a queue.
 const LATE: u32 = 2;
+
+/// How many spans in a row must tell that a hold costs something.
 const SLOW: u32 = 3;
+
+/// A hold shows within so many looks, a second, or it was no queue of ours that was met: somebody
+/// else's, or a server that sends in bursts, which look the same (a segment after a pause echoes the
+/// time before it).
+const IN_VAIN: u32 = 10;
 
 /// Over so much time the rate of all flows is taken: a flow that has gone leaves its part of the line
 /// to the others, who grow by an eighth with each look.
@@ -122,6 +129,8 @@ struct Held {
     best: u64,
     /// So many spans in a row told that it has cost something.
     slow: u32,
+    /// So many looks in a row still told of a queue.
+    late: u32,
     looks: u32,
 }
 
@@ -238,11 +247,7 @@ impl Flow {
 
     /// Is it the line that this flow waits for? More connections would bring no more.
     pub(crate) fn fills_the_line(&self) -> bool {
-        match self.hold {
-            Hold::Held(_) => true,
-            Hold::Free { late, .. } => late > 0,
-            Hold::Unknown => false,
-        }
+        matches!(&self.hold, Hold::Held(held) if held.late == 0)
     }
 
     /// So many bytes have moved on, after a wait since `asked`.
@@ -356,7 +361,7 @@ impl Held {
     fn by(look: Look) -> Self {
         let Look { rate, total, spans, .. } = look;
         // The span before may have been one of slow start.
-        Self { before: rate.max(total), spans, best: rate, slow: 0, looks: 0 }
+        Self { before: rate.max(total), spans, best: rate, slow: 0, late: 1, looks: 0 }
     }
 
     /// False: it costs more than it is worth.
@@ -364,11 +369,12 @@ impl Held {
         // A tenth of it fades within ten looks.
         self.best = look.rate.max(self.best - self.best / 100);
         self.looks = self.looks.saturating_add(1);
+        self.late = if look.is_late() { self.late + 1 } else { 0 };
         if self.spans != look.spans {
             self.spans = look.spans;
             self.slow = if look.total < self.before / 8 * 7 { self.slow + 1 } else { 0 };
         }
-        self.slow < SLOW
+        self.slow < SLOW && self.late <= IN_VAIN
     }
 }
 
@@ -468,6 +474,9 @@ mod tests {
         assert_eq!(orders(&faster)[3], Order::Hold(3 * MBYTE));
         let slower = [&held[..], &[(2 * MBYTE, 60); 3]].concat();
         assert_eq!(orders(&slower)[5], Order::Release { has_lasted: false });
+        let in_vain = [&held[..], &[(rate, 120); 10]].concat();
+        assert_eq!(orders(&in_vain)[11], Order::Hold(rate));
+        assert_eq!(orders(&in_vain)[12], Order::Release { has_lasted: false });
         let once = [&held[..], &[(MBYTE, 60), (rate, 60), (MBYTE, 60), (rate, 60)]].concat();
         assert!(!orders(&once).contains(&Order::Release { has_lasted: false }));
     }
@@ -504,8 +513,14 @@ mod tests {
     #[test]
     fn who_is_held_is_let_go_with_the_others() {
         let (now, length) = (Duration::from_millis(45), Duration::from_millis(40));
-        let mut hold =
-            Hold::Held(Held { before: 100, spans: 1, best: 100, slow: 0, looks: LASTING - 1 });
+        let mut hold = Hold::Held(Held {
+            before: 100,
+            spans: 1,
+            best: 100,
+            slow: 0,
+            late: 0,
+            looks: LASTING - 1,
+        });
         let look = |spans| Look { rate: 90, total: 100, spans, now, length };
         assert_eq!(hold.order(look(1), false), Order::Hold(99));
         assert_eq!(hold.order(look(1), true), Order::Release { has_lasted: true });
