@@ -1,7 +1,7 @@
 //! Ways to the server: addresses, proxies, data connections in both directions. Every wait has the
 //! time-out.
 
-use std::io;
+use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::ops::RangeInclusive;
 use std::sync::mpsc;
@@ -214,6 +214,12 @@ fn dial(
     let stream = TcpStream::from(socket);
     prepare(&stream, timeout)?;
     Ok(stream)
+}
+
+/// Waits for the handshake of a data connection that was not waited for, with the deadline of all
+/// writes: a write of nothing does.
+pub(crate) fn await_handshake(mut socket: &TcpStream) -> io::Result<()> {
+    socket.write(&[]).map(drop)
 }
 
 /// Deadlines on every read and write; no Nagle (with it ProFTPD's answers take 34-48 ms on

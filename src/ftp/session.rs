@@ -6,7 +6,6 @@
 mod attributes;
 mod lists;
 
-use std::io::Write;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +17,7 @@ use suppaftp::{Encoding, FtpError, ImplFtpStream};
 use super::connect::{encoding, quoted_path};
 use super::error::{Error, Reply};
 use super::lane::{Ask, may_share};
-use super::network::{Network, active_command, parse_epsv, parse_pasv};
+use super::network::{Network, active_command, await_handshake, parse_epsv, parse_pasv};
 use super::open::Stock;
 use super::path::RemotePath;
 use super::pool::Slot;
@@ -529,10 +528,8 @@ impl Way {
     /// Says already now that nothing will come from here, if the connection comes about.
     pub(crate) fn end_early(&self) -> bool {
         let Self::Passive(socket) = self else { return false };
-        // A write of nothing waits for the handshake, with the deadline of all writes; before it a
-        // shutdown would be the end of the connection (inet_shutdown).
-        let mut writer = socket;
-        writer.write(&[]).is_ok() && socket.shutdown(Shutdown::Write).is_ok()
+        // Before its handshake a shutdown would be the end of the connection (inet_shutdown).
+        await_handshake(socket).is_ok() && socket.shutdown(Shutdown::Write).is_ok()
     }
 }
 

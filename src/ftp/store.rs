@@ -6,7 +6,6 @@
 //! travels together is in `lane`. Nothing is renamed before the size on the server was found right.
 
 use std::fs::File;
-use std::io::Write;
 use std::ops::Range;
 use std::time::Instant;
 
@@ -14,6 +13,7 @@ use super::error::{Error, Reply};
 use super::flow::{Direction, Flow};
 use super::lane::{Ask, Kind, Look, converse, ends_transfer, look, looked, may_share, read_behind};
 use super::listing::{Precision, Timestamp};
+use super::network::await_handshake;
 use super::open::{Door, prepare};
 use super::path::RemotePath;
 use super::server::{Habit, Server, Verdict};
@@ -345,11 +345,11 @@ impl Lane {
         range: Range<u64>,
         is_cancelled: &dyn Fn() -> bool,
     ) -> Result<(), Error> {
-        // Also without a byte: this waits for the connection, which the server would never see if
-        // it were closed while it is being made. TLS has waited, and would read.
-        if let Some(mut socket) = self.socket()?.plain() {
-            let empty = socket.write(&[]);
-            empty.map_err(|error| Error::from_io(error, "a data connection"))?;
+        // Also without a byte to be sent: the server would never see a connection that is closed
+        // while it is being made. TLS has waited.
+        if let Some(socket) = self.socket()?.plain() {
+            let made = await_handshake(socket);
+            made.map_err(|error| Error::from_io(error, "a data connection"))?;
         }
         let mut flow = Flow::new(self.session.server_handle(), Direction::Up);
         let mut at = range.start;
