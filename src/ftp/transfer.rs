@@ -15,8 +15,9 @@ use super::open::{Ahead, Begun, Check, Opening, retrieve};
 use super::path::RemotePath;
 use super::server::{Habit, Verdict};
 use super::session::{Session, out_of_step};
-use super::store::{Lane, Ready, Stored};
+use super::store::Stored;
 use super::stream::DataSocket;
+use super::upload::{Lane, Ready};
 
 /// How much is copied at a time: 16 TLS records of 16 KiB, within the second-level cache.
 const COPY_BLOCK: usize = 256 * 1024;

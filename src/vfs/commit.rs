@@ -7,20 +7,15 @@ use super::attr::Version;
 use super::compare::is_same;
 use super::content::Delta;
 use super::error::{Error, Result};
-use super::marks::{Marks, Purpose};
+use super::marks::Purpose;
 use super::names::conflict_name;
 use super::policy::{OnConflict, UploadMode, WritePolicy};
 use super::replace::{beside, put_away, replace, replace_by_turns};
 use super::sender::Sender;
 use super::staging::{Job, Place, SEND_AHEAD_FROM, Staged};
 use crate::ftp::{
-    self, Guard, Look, Placement, Pool, RemotePath, Renamed, Stat, Store, StoreOutcome, Stored,
-    TailHabit, Timestamp,
+    self, Guard, Look, Placement, RemotePath, Renamed, Stat, Store, StoreOutcome, Stored, Timestamp,
 };
-
-/// Below this size a file is sent whole rather than patched in place: the whole then takes no
-/// longer than the patch, and a whole is replaced at one moment.
-const PATCH_FROM: u64 = 256 * 1024;
 
 /// Of a part that may be ours so much is compared at its beginning and at its end: what others wrote
 /// differs there, and 8 MiB come in 0.7 s at 100 Mbit/s.
@@ -300,76 +295,6 @@ impl Errand<'_> {
         });
     }
 
-    fn may_patch(&self) -> Result<bool> {
-        let is_wanted = self.policy.patch_in_place && self.job.length() >= PATCH_FROM;
-        Ok(is_wanted && self.tail()? == TailHabit::Keeps)
-    }
-
-    fn may_cut(&self) -> Result<bool> {
-        Ok(self.job.length() >= PATCH_FROM && self.tail()? == TailHabit::Cuts)
-    }
-
-    fn tail(&self) -> Result<TailHabit> {
-        tail(self.place.pool, self.place.marks, self.place.path)
-    }
-
-    /// Each changed range over the old bytes.
-    fn patch(&mut self, ranges: &[Range<u64>]) -> Attempt {
-        let (path, pool) = (self.place.path, self.place.pool);
-        // Before the first range only: after it the file is neither theirs nor quite ours.
-        let is_unpatched = !self.job.traces.may_be_partly_there;
-        let agrees = |look: &Look| {
-            let Some(base) = self.job.base else { return true };
-            let Look::There(stat) = look else { return true };
-            base.agrees_with(&Version::of_stat(stat))
-        };
-        let mut size = self.job.layout.base_length;
-        let mut last = None;
-        for (index, range) in ranges.iter().enumerate() {
-            let is_last = index + 1 == ranges.len();
-            size = size.max(range.end);
-            let store = Store {
-                guard: self.guard(&agrees).filter(|_| is_unpatched && index == 0),
-                mode: self.job.mode.filter(|_| is_last),
-                mtime: self.job.mtime.map(|time| time.seconds).filter(|_| is_last),
-                ..self.plain_store(path, Placement::At(range.start), range.clone())
-            };
-            let stored = match pool.store(&store) {
-                Ok(StoreOutcome::Guarded(_)) => return Ok(Err(Conflict)),
-                Ok(StoreOutcome::Done(stored)) => check_size(&stored, size).map(|()| stored),
-                Err(error) => Err(error.into()),
-            };
-            match stored {
-                Ok(stored) => last = Some(stored),
-                Err(error) => {
-                    self.job.traces.may_be_partly_there = true;
-                    self.note_own_part();
-                    return Err(error);
-                }
-            }
-        }
-        let stored = last.ok_or(Error::Invalid)?;
-        Ok(Ok(self.sent(&stored)))
-    }
-
-    /// The end goes: nothing, stored at the new length.
-    fn cut(&mut self) -> Attempt {
-        let length = self.job.length();
-        let agrees = |look: &Look| self.agrees(look);
-        let store = Store {
-            guard: self.guard(&agrees),
-            mode: self.job.mode,
-            ..self.plain_store(self.place.path, Placement::At(length), length..length)
-        };
-        match self.place.pool.store(&store)? {
-            StoreOutcome::Guarded(_) => Ok(Err(Conflict)),
-            StoreOutcome::Done(stored) => {
-                check_size(&stored, length)?;
-                Ok(Ok(self.sent(&stored)))
-            }
-        }
-    }
-
     /// The content is the server's already: only what programs set.
     fn set_attributes(&mut self) -> Attempt {
         let size = Some(self.job.length());
@@ -460,7 +385,7 @@ impl Errand<'_> {
         }
     }
 
-    fn guard<'g>(&'g self, agrees: &'g dyn Fn(&Look) -> bool) -> Option<Guard<'g>> {
+    pub(super) fn guard<'g>(&'g self, agrees: &'g dyn Fn(&Look) -> bool) -> Option<Guard<'g>> {
         let is_wanted = self.policy.on_conflict != OnConflict::Overwrite;
         is_wanted.then_some((self.place.path, agrees))
     }
@@ -523,18 +448,7 @@ impl Errand<'_> {
     }
 }
 
-/// What an upload at an offset does to what is behind it; tried once, on a file beside this one.
-pub(crate) fn tail(pool: &Pool, marks: &Marks, path: &RemotePath) -> Result<TailHabit> {
-    let scratch = beside(path)?;
-    let _mark = marks.set(Purpose::Scratch, &scratch, path);
-    match pool.tail_habit(&scratch) {
-        // Not here, perhaps elsewhere.
-        Err(ftp::Error::Refused(_)) => Ok(TailHabit::Loses),
-        habit => Ok(habit?),
-    }
-}
-
-fn check_size(stored: &Stored, wanted: u64) -> Result<()> {
+pub(super) fn check_size(stored: &Stored, wanted: u64) -> Result<()> {
     match stored.size {
         Some(has) if has != wanted => Err(ftp::Error::WrongSize { has, wanted }.into()),
         _ => Ok(()),

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use super::attr::Version;
 use super::blocks::now_millis;
 use super::cached::Cached;
-use super::commit::{self, Committed};
+use super::commit::Committed;
 use super::dircache::Item;
 use super::error::{Error, Result};
 use super::handles::{Access, OpenFile, Shared};
 use super::marks::Mark;
 use super::names::entry_of_now;
 use super::pages::Kept;
+use super::patch::tail;
 use super::reader::leave_parked;
 use super::replace::put_away;
 use super::staging::{Place, Staged, Start, Urgency};
@@ -235,7 +236,7 @@ impl Vfs {
     pub fn try_patching(&self) {
         if self.options.writing.patch_in_place
             && let Ok(path) = self.base.join(b"scratch")
-            && let Err(error) = commit::tail(&self.pool, &self.marks, &path)
+            && let Err(error) = tail(&self.pool, &self.marks, &path)
         {
             log::info!("changes in place are not tried yet: {error}");
         }

@@ -19,16 +19,20 @@ mod commit;
 mod compare;
 mod content;
 mod dircache;
+mod directories;
 mod error;
 mod files;
 mod grace;
 mod handles;
 mod journal;
+mod links;
 mod listing;
 mod marks;
 mod memory;
 mod names;
 mod pages;
+mod patch;
+mod pending;
 mod pin;
 mod policy;
 mod prefetch;
@@ -55,10 +59,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 pub use attr::{Attr, Mtime};
 pub use attributes::{Changes, When};
 pub use blocks::CacheReport;
+pub use directories::DirEntry;
 pub use error::{Error, Result};
 pub use files::Opened;
 pub use handles::Access;
 pub use names::RenameMode;
+pub use pending::Pending;
 pub use pin::{Pinned, Pinning};
 pub use policy::{OnConflict, UploadMode, WritePolicy};
 pub use prefetch::ReadAhead;
@@ -71,7 +77,7 @@ pub use tree::{Ino, ROOT};
 use attr::{Ownership, Shown};
 use blocks::Blocks;
 use dircache::{DirCache, Fresh};
-use handles::{Handles, OpenDirectory, Unstaged};
+use handles::{Handles, Unstaged};
 use marks::Marks;
 use memory::Memory;
 use pages::Pages;
@@ -79,7 +85,7 @@ use prefetch::{Parts, Prefetch};
 use refresh::Absent;
 use replace::is_own_name;
 use room::Room;
-use staging::{Urgency, View};
+use staging::View;
 use streams::Rules;
 use tree::{Name, Tree};
 use writeback::Queue;
@@ -115,18 +121,6 @@ pub struct Options {
     pub cache_dir: Option<PathBuf>,
     /// Connections for one large file.
     pub streams: StreamLimit,
-}
-
-/// A file that is not on the server yet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pending {
-    /// On the server, for people to read.
-    pub path: String,
-    pub bytes: u64,
-    /// Why the last attempt failed.
-    pub error: Option<String>,
-    /// The bytes on the local disk.
-    pub local: PathBuf,
 }
 
 /// An answer to a look-up.
@@ -269,165 +263,6 @@ impl Vfs {
         Ok(Found { attr, valid: Duration::ZERO })
     }
 
-    /// Opens a directory: what it holds now.
-    pub fn opendir(&self, ino: Ino) -> Result<u64> {
-        let fresh = self.listing_or_aged(ino, Instant::now())?;
-        self.tree().pin(ino);
-        self.prefetch.entered(ino, &fresh.listing);
-        let directory = OpenDirectory { ino, listing: fresh.listing };
-        Ok(self.handles.open_directory(directory))
-    }
-
-    /// Gives the entries from `offset` on to `take` until it has no more room (false). The first
-    /// two are `.` and `..`. With `count_lookups` each entry taken counts as a look-up.
-    pub fn readdir(
-        &self,
-        fh: u64,
-        offset: u64,
-        count_lookups: bool,
-        mut take: impl FnMut(DirEntry<'_>) -> bool,
-    ) -> Result<()> {
-        let directory = self.handles.directory(fh)?;
-        // One look at what is being written, before the one at the listing: what is sent in between
-        // is in the listing then.
-        let views = self.handles.views();
-        // The kernel keeps what it is told here: that must not be older than what was changed since
-        // the directory was opened.
-        let (newer, until) = self.cache.newer_than(directory.ino, &directory.listing);
-        let valid =
-            until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
-        let this = self.ownership.root(directory.ino, self.mounted);
-        let parent = self.place(directory.ino).map_or(ROOT, |(parent, _)| parent);
-        let above = Attr { ino: parent, ..this };
-        for (index, (name, attr)) in [(&b"."[..], this), (b"..", above)].into_iter().enumerate() {
-            let next = index as u64 + 1;
-            if offset < next && !take(DirEntry { name, attr, next, valid: Duration::ZERO }) {
-                return Ok(());
-            }
-        }
-        let skip = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
-        // One lock of the tree for all that one reply takes: `take` only copies.
-        let mut tree = self.tree();
-        for (index, (name, shown)) in directory.listing.rows(skip).enumerate() {
-            let shown = match &newer {
-                None => shown,
-                Some(newer) => match newer.shown(name) {
-                    Some(shown) => shown,
-                    // Removed or renamed since.
-                    None => continue,
-                },
-            };
-            let ino = tree.intern(directory.ino, name, u64::from(count_lookups));
-            let attr = overlaid(self.ownership.attr(ino, &shown), views.get(&ino));
-            let next = (skip + index) as u64 + 3;
-            if !take(DirEntry { name, attr, next, valid }) {
-                let is_gone = count_lookups && tree.forget(ino, 1);
-                drop(tree);
-                if is_gone {
-                    self.cache.forget(ino);
-                }
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
-    /// Ends a directory handle.
-    pub fn releasedir(&self, fh: u64) {
-        if let Some(closed) = self.handles.close(fh) {
-            self.unpin(closed.ino);
-        }
-    }
-
-    /// The target of a symbolic link. An absolute one below the mounted directory is made
-    /// relative, so that it leads to the same file here as on the server.
-    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
-        let (parent, name) = self.place(ino).ok_or(Error::NotFound)?;
-        let fresh = self.listing(parent, Instant::now())?;
-        let item = fresh.find(&name)?.ok_or(Error::NotFound)?;
-        if item.entry.kind != Kind::Symlink {
-            return Err(Error::Invalid);
-        }
-        let target = match &item.entry.target {
-            Some(target) => target.clone(),
-            None => self.ask_target(parent, &name)?,
-        };
-        let depth = self.tree().names(parent).map_or(0, |names| names.len());
-        Ok(relative_target(&target, &self.base, depth))
-    }
-
-    /// MLSD of some servers (ProFTPD 1.3.8: `type=OS.unix=symlink`) hides where a link leads;
-    /// LIST tells it.
-    fn ask_target(&self, parent: Ino, name: &[u8]) -> Result<Box<[u8]>> {
-        let directory = self.path(parent)?;
-        let entries = self.pool.ask(|session| session.list_long(&directory))?;
-        let mut found = None;
-        for entry in entries.iter() {
-            let Some(target) = entry.target else { continue };
-            if entry.name.as_ref() == name {
-                found = Some(target.clone());
-            }
-            // The others of this directory are likely to be asked for next.
-            self.cache.update(parent, &entry.name, |item| item.entry.target = Some(target));
-        }
-        found.ok_or_else(|| Error::Io("the server does not tell where the link leads".into()))
-    }
-
-    /// Files that are not on the server yet.
-    pub fn pending(&self) -> Vec<Pending> {
-        let all = self.handles.all_staged();
-        let dirty = all.into_iter().filter(|(_, staged)| staged.is_dirty());
-        let mut pending = lock(&self.taken_up).clone();
-        pending.extend(dirty.map(|(ino, staged)| self.pending_of(ino, &staged)));
-        pending
-    }
-
-    /// Sends everything that is not on the server yet, over several connections; the first error,
-    /// after trying all.
-    pub fn drain(&self) -> Result<()> {
-        // The small ones first: if time is short most of them are there.
-        let mut all = self.handles.all_staged();
-        all.sort_by_key(|(_, staged)| std::cmp::Reverse(staged.view().map_or(0, |v| v.length)));
-        let threads = self.pool.snapshot().limit.min(all.len());
-        let (left, first) = (Mutex::new(all), Mutex::new(Ok(())));
-        let work = || {
-            while let Some((ino, staged)) = lock(&left).pop() {
-                let sent = self.commit(ino, &staged, Urgency::Foreground);
-                drop(staged);
-                self.unstage(ino);
-                let mut first = lock(&first);
-                if first.is_ok() {
-                    *first = sent;
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            // What cannot be started does not work; this thread always does.
-            for _ in 1..threads {
-                let _ = std::thread::Builder::new().name("drain".into()).spawn_scoped(scope, work);
-            }
-            work();
-        });
-        first.into_inner().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Leaves what could not be sent on the local disk when this process ends, and tells where.
-    pub fn keep_unsent(&self) -> Vec<Pending> {
-        let all = self.handles.all_staged();
-        let dirty = all.into_iter().filter(|(_, staged)| staged.is_dirty());
-        let keep = |(ino, staged): (Ino, handles::Shared)| {
-            staged.keep(&self.pool, self.path(ino).ok().as_ref());
-            self.pending_of(ino, &staged)
-        };
-        dirty.map(keep).collect()
-    }
-
-    fn pending_of(&self, ino: Ino, staged: &staging::Staged) -> Pending {
-        let path = self.path(ino).map_or_else(|_| "(removed)".into(), |path| path.to_string());
-        let bytes = staged.view().map_or(0, |view| view.length);
-        Pending { path, bytes, error: staged.last_error(), local: staged.local_path() }
-    }
-
     /// The listing of a directory, asked of the server if the known one is too old.
     fn listing(&self, directory: Ino, now: Instant) -> Result<Fresh> {
         match self.cache.listing(directory, now, || self.load(directory)) {
@@ -524,17 +359,6 @@ impl Vfs {
     }
 }
 
-/// One entry of an open directory.
-#[derive(Clone, Copy, Debug)]
-pub struct DirEntry<'a> {
-    pub name: &'a [u8],
-    pub attr: Attr,
-    /// The offset of the entry after this one.
-    pub next: u64,
-    /// How long the attributes may be believed.
-    pub valid: Duration,
-}
-
 /// What a directory on the server holds, without our own temporary names.
 fn list(pool: &Pool, path: &RemotePath) -> std::result::Result<Entries, ftp::Error> {
     Ok(pool.list(path)?.without(is_own_name))
@@ -560,46 +384,4 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn now_mtime() -> Mtime {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Mtime { seconds: i64::try_from(since.as_secs()).unwrap_or(0), nanos: since.subsec_nanos() }
-}
-
-/// An absolute target below `base`, seen from a directory `depth` levels below the mount's root.
-fn relative_target(target: &[u8], base: &RemotePath, depth: usize) -> Vec<u8> {
-    let Some(absolute) = target.strip_prefix(b"/") else { return target.to_vec() };
-    let below = if base.is_root() {
-        Some(absolute)
-    } else {
-        target
-            .strip_prefix(base.as_bytes())
-            .filter(|rest| rest.is_empty() || rest.starts_with(b"/"))
-            .map(|rest| rest.strip_prefix(b"/").unwrap_or(rest))
-    };
-    let Some(below) = below else { return target.to_vec() };
-    let mut relative = b"../".repeat(depth);
-    relative.extend_from_slice(below);
-    if relative.is_empty() {
-        relative.push(b'.');
-    }
-    relative
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn absolute_targets_lead_to_the_same_file_here() {
-        let root = RemotePath::root();
-        let base = RemotePath::parse(b"/srv/ftp").unwrap();
-        let to = |target: &str, base: &RemotePath, depth| {
-            String::from_utf8(relative_target(target.as_bytes(), base, depth)).unwrap()
-        };
-        assert_eq!(to("file", &root, 2), "file");
-        assert_eq!(to("../x", &root, 2), "../x");
-        assert_eq!(to("/a/b", &root, 2), "../../a/b");
-        assert_eq!(to("/", &root, 0), ".");
-        assert_eq!(to("/srv/ftp/a", &base, 1), "../a");
-        assert_eq!(to("/srv/ftp", &base, 0), ".");
-        assert_eq!(to("/srv/ftpd", &base, 0), "/srv/ftpd");
-        assert_eq!(to("/etc/passwd", &base, 1), "/etc/passwd");
-    }
 }

@@ -4,33 +4,29 @@
 //! the content is sent it does not change: a writer waits for a send that somebody waits for, and
 //! stops one that runs in the background. Readers never wait for a send.
 
+mod send;
+mod source;
 mod state;
 
-use std::fs::File;
-use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::attr::Version;
-use super::commit::{Committed, Errand, Sent};
 use super::content::{Content, Layout};
-use super::error::{Error, Result};
+use super::error::Result;
 use super::journal::{Durability, LeftBehind};
 use super::marks::Marks;
-use super::policy::WritePolicy;
-use super::reader::{Reader, leave_parked};
+use super::reader::Reader;
 use super::room::Room;
-use super::sender::Sender;
 use crate::ftp::{Pool, RemotePath, Timestamp};
+pub(crate) use send::Job;
+use send::SendEnds;
 use state::State;
 
 /// From this size on a file is sent while it is still being written. Below it, sending takes about
 /// as long as the round trips that a sender costs more (RNFR, RNTO).
 pub(crate) const SEND_AHEAD_FROM: u64 = 1024 * 1024;
-
-/// The block in which the server's bytes are fetched: two of the kernel's read-ahead windows.
-const FETCH_BLOCK: u64 = 256 * 1024;
 
 /// Where a file is on the server, and how to get there.
 #[derive(Clone, Copy)]
@@ -88,20 +84,6 @@ pub(crate) struct Traces {
     pub(crate) may_be_partly_there: bool,
     /// A part of what is appended from here on.
     pub(crate) appended_from: Option<u64>,
-}
-
-/// What is to be sent, as it was when the send began.
-#[derive(Debug)]
-pub(crate) struct Job {
-    pub(crate) file: File,
-    pub(crate) layout: Layout,
-    pub(crate) base: Option<Version>,
-    pub(crate) base_mode: Option<u16>,
-    pub(crate) mode: Option<u16>,
-    pub(crate) mtime: Option<Timestamp>,
-    pub(crate) sender: Option<Sender>,
-    pub(crate) is_append_only: bool,
-    pub(crate) traces: Traces,
 }
 
 impl Staged {
@@ -288,23 +270,6 @@ impl Staged {
         }
     }
 
-    /// Up to `length` bytes at `offset`; fewer only at the end.
-    pub(crate) fn read(&self, place: &Place<'_>, offset: u64, length: usize) -> Result<Vec<u8>> {
-        self.size_up(place)?;
-        loop {
-            let gap = {
-                let state = self.lock();
-                let end = state.content.length().min(offset.saturating_add(length as u64));
-                let wanted = offset.min(end)..end;
-                match state.content.layout().missing_in(wanted.clone()) {
-                    None => return Ok(state.content.read(wanted)?),
-                    Some(gap) => gap,
-                }
-            };
-            self.fetch(place, gap)?;
-        }
-    }
-
     /// Writes (pwrite(2)).
     pub(crate) fn write(&self, place: &Place<'_>, start: Start, bytes: &[u8]) -> Result<()> {
         self.size_up(place)?;
@@ -384,69 +349,6 @@ impl Staged {
         self.lock().base_mode = Some(mode);
     }
 
-    /// Where the size is not told, the whole file is fetched before its first change.
-    fn size_up(&self, place: &Place<'_>) -> Result<()> {
-        if self.lock().is_sized {
-            return Ok(());
-        }
-        let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
-        let version = self.lock().base.unwrap_or(Version { size: None, mtime: None });
-        let reader = source.insert(Reader::to_end(version));
-        let mut length = 0;
-        loop {
-            let block =
-                reader.read(place.pool, place.path, place.key, length, FETCH_BLOCK as usize)?;
-            let mut state = self.lock();
-            if state.is_sized {
-                return Ok(());
-            }
-            if block.is_empty() {
-                state.content.set_base_length(length);
-                state.is_sized = true;
-                return Ok(());
-            }
-            let end = length + block.len() as u64;
-            state.content.set_base_length(end);
-            state.content.fill(length, block, &self.room)?;
-            length = end;
-        }
-    }
-
-    /// Brings the first part of `gap` here.
-    pub(crate) fn fetch(&self, place: &Place<'_>, gap: Range<u64>) -> Result<()> {
-        let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = {
-            let state = self.lock();
-            if source.is_none() {
-                *source = state.base.map(Reader::of_part);
-            }
-            state.content.layout().kept
-        };
-        let Some(reader) = source.as_mut() else {
-            return Err(Error::Io(format!("{} is gone from the server", place.path)));
-        };
-        // Whole blocks, as the next gap is likely to be behind this one.
-        let start = gap.start / FETCH_BLOCK * FETCH_BLOCK;
-        let end = (start + FETCH_BLOCK).min(kept);
-        let length = usize::try_from(end.saturating_sub(start)).unwrap_or(0);
-        let bytes = reader.read(place.pool, place.path, place.key, start, length)?;
-        if start + bytes.len() as u64 <= gap.start {
-            return Err(Error::Stale(format!(
-                "{} was changed by others: it became shorter",
-                place.path
-            )));
-        }
-        Ok(self.lock().content.fill(start, bytes, &self.room)?)
-    }
-
-    /// What the server has now is this: what is fetched from here on is of it.
-    pub(crate) fn rebase(&self, place: &Place<'_>, base: Version) {
-        let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
-        self.lock().base = Some(base);
-        *source = None;
-        leave_parked(place.pool, place.key);
-    }
-
     /// A time or bits were set after the promise, which is to keep them too.
     pub(crate) fn renew_note(&self, pool: &Pool, path: &RemotePath) {
         let mut state = self.lock();
@@ -474,97 +376,6 @@ impl Staged {
         Ok(true)
     }
 
-    /// Brings everything to the server; `None` when there was nothing to bring. After an error the
-    /// content is still here.
-    pub(crate) fn commit(
-        &self,
-        pool: &Arc<Pool>,
-        marks: &Marks,
-        key: u64,
-        policy: &WritePolicy,
-        urgency: Urgency,
-        find: &dyn Fn() -> Result<RemotePath>,
-    ) -> Result<Option<Committed>> {
-        let Some(mut job) = self.begin(urgency)? else { return Ok(None) };
-        let ends = SendEnds(self);
-        let path = find()?;
-        let place = Place { pool, marks, path: &path, key };
-        self.note_before_sending(&place, policy);
-        let is_cancelled = || self.is_unwanted.load(Ordering::Relaxed);
-        let errand = Errand {
-            staged: self,
-            place: &place,
-            policy,
-            job: &mut job,
-            is_cancelled: &is_cancelled,
-        };
-        let sent = errand.run();
-        let committed = self.apply(&place, job, sent);
-        drop(ends);
-        committed.map(Some)
-    }
-
-    fn begin(&self, urgency: Urgency) -> Result<Option<Job>> {
-        let mut state = self.lock_quiet();
-        // In the background only what a close made complete; somebody may be writing right now.
-        let is_ready = urgency == Urgency::Foreground || state.is_promised;
-        if !state.is_dirty() || !is_ready {
-            return Ok(None);
-        }
-        let job = Job {
-            file: state.content.reopen()?,
-            layout: state.content.layout().clone(),
-            base: state.base,
-            base_mode: state.base_mode,
-            mode: state.mode,
-            mtime: state.mtime,
-            sender: state.sender.take(),
-            is_append_only: state.is_append_only,
-            traces: state.traces,
-        };
-        state.sending = Some(urgency);
-        self.is_unwanted.store(false, Ordering::Relaxed);
-        Ok(Some(job))
-    }
-
-    /// Before the first byte, so that it is known where this belongs if the process is killed.
-    fn note_before_sending(&self, place: &Place<'_>, policy: &WritePolicy) {
-        let mut state = self.lock();
-        let before = state.traces;
-        state.traces.may_be_partly_there |= policy.sends_in_place(state.base, &state.content);
-        let durability = match policy.write_back {
-            Some(_) => Durability::Disk,
-            None => Durability::Process,
-        };
-        state.note_or_warn(place.pool, place.path, durability);
-        // What really happened is told by the send.
-        state.traces = before;
-    }
-
-    fn apply(&self, place: &Place<'_>, job: Job, sent: Result<Sent>) -> Result<Committed> {
-        // Whatever was fetched before is of the old version. Taken before the state, as always.
-        let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut state = self.lock();
-        state.traces = job.traces;
-        state.is_sequential = false;
-        let sent = match sent {
-            Ok(sent) => sent,
-            Err(error) => {
-                if job.base != state.base && state.base.is_some() && job.base.is_some() {
-                    // A part of ours changed it.
-                    state.base = job.base;
-                    *source = None;
-                    leave_parked(place.pool, place.key);
-                }
-                state.last_error = Some(error.to_string());
-                return Err(error);
-            }
-        };
-        *source = None;
-        leave_parked(place.pool, place.key);
-        Ok(state.settle(&job, sent)?)
-    }
-
     /// The local file stays when this process ends, with a note of where it belongs; where it is.
     pub(crate) fn keep(&self, pool: &Pool, path: Option<&RemotePath>) -> PathBuf {
         let mut state = self.lock();
@@ -584,15 +395,5 @@ impl Staged {
     /// Where the local file is.
     pub(crate) fn local_path(&self) -> PathBuf {
         self.lock().content.path().to_owned()
-    }
-}
-
-/// Ends a send, also if it panics.
-struct SendEnds<'a>(&'a Staged);
-
-impl Drop for SendEnds<'_> {
-    fn drop(&mut self) {
-        self.0.lock().sending = None;
-        self.0.ended.notify_all();
     }
 }

@@ -10,17 +10,21 @@
 //! Locks: the state is a leaf, never held across I/O.
 
 mod pace;
+mod rules;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub(crate) use pace::Pace;
 use pace::rate;
+pub(crate) use rules::Rules;
+pub use rules::StreamLimit;
+use rules::{PAUSE, TROUBLE};
 
 use super::attr::Version;
-use crate::ftp::{Ends, Fetched, Look, Pool, RemotePath};
+use crate::ftp::{Ends, Fetched, Look, RemotePath};
 
 /// One part: at the 2 MB/s that servers like to allow for one connection it takes 1.5 s, of which
 /// opening and breaking off cost four round trips, 0.16 s at 40 ms.
@@ -42,56 +46,8 @@ const LEAD: u64 = 3 * PART;
 /// Less is not worth it: the first part, and as much again for each of two streams.
 const LEAST: u64 = LEAD + 4 * PART;
 
-/// Where more streams brought no more, it is not tried again for so long.
-const PAUSE: Duration = Duration::from_secs(300);
-
-/// The same where a connection was needed elsewhere or could not be had, or a part did not come.
-const TROUBLE: Duration = Duration::from_secs(30);
-
 /// How long a thread waits for a connection.
 const TURN: Duration = Duration::from_millis(200);
-
-/// How many streams for one file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum StreamLimit {
-    /// As many as bring more.
-    #[default]
-    Auto,
-    /// No more than this; 1: off.
-    Most(usize),
-}
-
-/// What holds for all files of a mount.
-#[derive(Debug)]
-pub(crate) struct Rules {
-    pool: Arc<Pool>,
-    most: usize,
-    /// Some file has several streams: one at a time, so that memory is bounded.
-    is_taken: AtomicBool,
-    /// Not before this.
-    quiet_until: Mutex<Option<Instant>>,
-}
-
-impl Rules {
-    pub(crate) fn new(pool: Arc<Pool>, limit: StreamLimit) -> Arc<Self> {
-        let most = match limit {
-            StreamLimit::Auto => MOST,
-            StreamLimit::Most(count) => count.min(MOST),
-        };
-        let (is_taken, quiet_until) = (AtomicBool::new(false), Mutex::new(None));
-        Arc::new(Self { pool, most, is_taken, quiet_until })
-    }
-
-    fn is_quiet(&self, now: Instant) -> bool {
-        let until = *self.quiet_until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.is_some_and(|until| now < until)
-    }
-
-    fn be_quiet(&self, pause: Duration) {
-        let until = Some(Instant::now() + pause);
-        *self.quiet_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
-    }
-}
 
 /// What the first part shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,10 +12,10 @@ use crate::ftp::path::RemotePath;
 use crate::ftp::server::{Habit, Verdict};
 use crate::ftp::session::Session;
 use crate::ftp::store::{
-    Ended, Placement, Ready, Renamed, Step as Rename, Store, StoreOutcome, Stored, complete,
-    may_travel,
+    Placement, Renamed, Step as Rename, Store, StoreOutcome, Stored, complete, may_travel,
 };
 use crate::ftp::transfer::Upload;
+use crate::ftp::upload::{Ended, Ready};
 
 /// What REST and STOR do to what lies behind the bytes they write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
