@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -89,6 +90,18 @@ impl Marks {
         drop(changed.wait_timeout_while(lock(count), most, |count| *count > 0));
     }
 
+    /// Another process that looks for what is left may take an empty one before it is locked, and
+    /// throw it away.
+    fn locked(&self) -> io::Result<NamedTempFile> {
+        loop {
+            let file = tempfile::Builder::new().prefix(MARK).tempfile_in(&self.dir)?;
+            file.as_file().lock()?;
+            if file.as_file().metadata()?.nlink() > 0 {
+                return Ok(file);
+            }
+        }
+    }
+
     /// Before the file is made. Without a mark a crash leaves the file there, which is no reason
     /// not to go on.
     pub(crate) fn set(
@@ -100,8 +113,7 @@ impl Marks {
         let [path_text, owner] = [path, owner].map(|path| encode(path.as_bytes()));
         let text = MarkText { server: self.server.clone(), purpose, path: path_text, owner };
         let write = || -> io::Result<Mark> {
-            let mut file = tempfile::Builder::new().prefix(MARK).tempfile_in(&self.dir)?;
-            file.as_file().lock()?;
+            let mut file = self.locked()?;
             file.write_all(&serde_json::to_vec(&text)?)?;
             Ok(Mark { file, _counted: self.count() })
         };
@@ -161,6 +173,8 @@ pub(crate) fn leftovers(dir: &Path, server: &str) -> Vec<Leftover> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
 
     #[test]
@@ -183,5 +197,27 @@ mod tests {
         fs::write(dir.path().join("mark-2"), "").unwrap();
         assert!(leftovers(dir.path(), "here").is_empty());
         assert_eq!(names(dir.path()), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn marks_are_kept_while_others_look_for_what_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = RemotePath::parse(b"/x").unwrap();
+        let marks = Marks::new(dir.path().to_owned(), "here".into());
+        let is_done = AtomicBool::new(false);
+        let is_kept = std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !is_done.load(Ordering::Relaxed) {
+                        assert!(leftovers(dir.path(), "here").is_empty());
+                    }
+                });
+            }
+            let set = || marks.set(Purpose::Scratch, &path, &path);
+            let is_kept = (0..1000).all(|_| set().is_some_and(|mark| mark.file.path().exists()));
+            is_done.store(true, Ordering::Relaxed);
+            is_kept
+        });
+        assert!(is_kept);
     }
 }
