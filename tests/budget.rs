@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use crate::drivers::{Direct, Driver, How};
+use ftpfs::ftp::Target;
+
+use crate::drivers::{Direct, Driver, How, target};
 use crate::support::dialect::Dialect;
 use crate::support::faults::What;
 use crate::support::server::{PATIENCE, Server};
@@ -260,4 +262,37 @@ fn the_226_is_there_before_the_next_transfer() {
     let (server, fs) = warm(Dialect { lingers: true, ..Dialect::proftpd() });
     assert_eq!(fs.read(b"small").unwrap(), b"content");
     assert!(server.wait_until(|server| server.transfers_open() == 0, PATIENCE));
+}
+
+/// OPTS MLST, of the first login and of the second.
+fn facts_asked_for(all: bool, fault: Option<What>) -> Vec<String> {
+    let server = Server::start(Dialect::proftpd());
+    server.put("/file", "content");
+    if let Some(what) = fault {
+        // The first OPTS is that of the facts.
+        server.fault_once("OPTS", what);
+    }
+    let target = Target { facts: all, ..target(&server, 1) };
+    let fs = Direct::over(target, Duration::from_nanos(1)).unwrap();
+    for _ in 0..2 {
+        assert_eq!(fs.stat(b"file").unwrap().size, 7);
+        server.kill_sessions();
+        assert!(server.wait_until(|server| server.sessions_open() == 0, PATIENCE));
+    }
+    let commands = server.commands().into_iter();
+    commands.filter_map(|line| Some(line.strip_prefix("OPTS MLST ")?.to_owned())).collect()
+}
+
+#[test]
+fn facts_that_nobody_needs_are_not_asked_for() {
+    let least = "modify;size;type;unique;unix.mode;";
+    assert_eq!(facts_asked_for(false, None), [least, least]);
+    assert!(facts_asked_for(true, None).is_empty());
+    // It may have taken the command or not: what it told before is asked for.
+    let asked = facts_asked_for(false, Some(What::Reply(200, "OK")));
+    assert_eq!(asked[0], least);
+    assert!(asked[1].contains("size;") && asked[1].contains("perm;"), "{asked:?}");
+    assert_eq!(asked.len(), 2);
+    let asked = facts_asked_for(false, Some(What::Reply(501, "What?")));
+    assert_eq!(asked, [least]);
 }

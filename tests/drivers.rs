@@ -130,6 +130,7 @@ pub fn target(server: &Server, connections: usize) -> Target {
         timeout: Duration::from_secs(5),
         connections,
         tls: TlsSettings::default(),
+        facts: false,
         network: NetworkSettings::default(),
     }
 }

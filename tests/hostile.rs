@@ -34,6 +34,7 @@ fn liar(listing: Vec<u8>, data: Vec<u8>) -> Target {
         directory: Vec::new(),
         timeout: TIMEOUT,
         connections: 2,
+        facts: false,
         tls: TlsSettings::default(),
         network: NetworkSettings::default(),
     }

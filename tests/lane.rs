@@ -14,7 +14,7 @@ use crate::drivers::target;
 use crate::matrix::{self, FAULTS};
 use crate::support::dialect::{Dialect, Rest};
 use crate::support::faults::{Fault, What};
-use crate::support::server::Server;
+use crate::support::server::{PATIENCE, Server};
 
 /// Three tries with a few commands each end well within this.
 const TIMEOUT: Duration = Duration::from_millis(600);
@@ -173,6 +173,15 @@ fn a_new_file_is_two_segments_and_a_replaced_one_three() {
         }
         assert!(!server.exists("/old~"));
     }
+}
+
+#[test]
+fn a_further_login_is_three_segments() {
+    let (server, pool) = warm(Dialect::proftpd());
+    server.kill_sessions();
+    assert!(server.wait_until(|server| server.sessions_open() == 0, PATIENCE));
+    let sent = segments(&server, || drop(done(store_new(&pool, "/new"))));
+    assert_eq!(sent[..3], ["USER", "PASS", "OPTS OPTS TYPE"]);
 }
 
 #[test]

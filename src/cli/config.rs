@@ -73,6 +73,7 @@ impl MountConfig {
             directory: remote.directory,
             timeout: arguments.timeout.or(words.timeout).unwrap_or(TIMEOUT),
             connections,
+            facts: arguments.facts || words.facts,
             tls,
             network,
         };

@@ -24,12 +24,13 @@ impl Mount {
         self.file_system == FILE_SYSTEM
     }
 
-    /// Has its process ended without unmounting? The kernel then answers ENOTCONN at once; a live
-    /// process answers statfs without asking the server. A stat would not do: the kernel keeps the
-    /// root's attributes.
+    /// Has its process ended without unmounting? The kernel then answers ENOTCONN at once, or
+    /// ECONNABORTED to a question that was under way; a live process answers statfs without asking
+    /// the server. A stat would not do: the kernel keeps the root's attributes.
     pub(crate) fn is_dead(&self) -> bool {
+        let is_end = |code| matches!(code, libc::ENOTCONN | libc::ECONNABORTED);
         system::statfs(&self.mountpoint)
-            .is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
+            .is_err_and(|error| error.raw_os_error().is_some_and(is_end))
     }
 }
 

@@ -8,6 +8,8 @@ use std::time::Duration;
 use suppaftp::FtpError;
 
 use super::error::{Error, Reply};
+use super::facts::Offered;
+use super::lane::{Ask, Kind, converse};
 use super::network::{Network, NetworkSettings};
 use super::path::{ByteEncoding, RemotePath, to_wire};
 use super::pool::Slot;
@@ -37,6 +39,8 @@ pub struct Target {
     pub timeout: Duration,
     /// The most control connections at once.
     pub connections: usize,
+    /// Ask for every fact of a file that people may want to see, not only for what is used.
+    pub facts: bool,
     pub tls: TlsSettings,
     pub network: NetworkSettings,
 }
@@ -237,17 +241,55 @@ impl Connector {
 
     /// What every session needs before its first transfer.
     fn prepare(&self, session: &mut Session) -> Result<(), Error> {
+        let mut asks = Vec::new();
         if self.server.offers("UTF8") {
             // Names pass through byte for byte either way; IIS and FileZilla Server convert them
             // to a code page unless told so.
-            session.command("OPTS UTF8 ON")?;
+            asks.push(Ask::new(Kind::Nothing, "OPTS UTF8 ON"));
         }
-        if let Some(wanted) = self.server.mlst_line().as_deref().and_then(missing_facts) {
-            session.command(&format!("OPTS MLST {wanted}"))?;
-        }
+        let line = self.server.mlst_line();
+        let offered = line.as_deref().and_then(Offered::parse);
+        let facts = offered.map_or(Ok(None), |offered| self.choose_facts(session, &offered))?;
+        asks.extend(facts.map(|command| Ask::new(Kind::Nothing, command)));
         // Before anything else that transfers or asks for a size: SIZE in ASCII type is refused
         // or counts other bytes (RFC 3659 §4).
-        session.expect("TYPE I").map(drop)
+        let binary = Ask::new(Kind::Nothing, "TYPE I");
+        if self.server.verdict(Habit::Pipelines) == Verdict::Yes {
+            asks.push(binary);
+            return match converse(session, &asks)?.pop() {
+                Some(reply) if !reply.is_success() => Err(Error::from_reply(reply)),
+                _ => Ok(()),
+            };
+        }
+        for ask in asks {
+            session.command(&ask.line)?;
+        }
+        session.expect(&binary.line).map(drop)
+    }
+
+    /// The command that chooses the facts, if one is needed. The first session finds out whether the
+    /// server follows; one that does not tells what it would have told.
+    fn choose_facts(
+        &self,
+        session: &mut Session,
+        offered: &Offered,
+    ) -> Result<Option<String>, Error> {
+        let usual = offered.most(self.target.facts).map(|chosen| chosen.command());
+        let Some(least) = offered.least().filter(|_| !self.target.facts) else { return Ok(usual) };
+        match self.server.verdict(Habit::Facts) {
+            Verdict::Yes => return Ok(Some(least.command())),
+            Verdict::No => return Ok(usual),
+            Verdict::Unknown => {}
+        }
+        let reply = session.command(&least.command())?;
+        if least.are_granted(&reply) {
+            self.server.learn(Habit::Facts, Verdict::Yes);
+            return Ok(None);
+        }
+        self.server.learn(Habit::Facts, Verdict::No);
+        // What it made of the command nobody knows.
+        let before = offered.on().command();
+        Ok(usual.or_else(|| reply.is_success().then_some(before)))
     }
 
     /// The directory that becomes the root of the mount.
@@ -297,37 +339,6 @@ fn no_directory(error: Error) -> Error {
     }
 }
 
-/// The argument of OPTS MLST when a fact that ftpfs uses is offered but off; `None` when nothing
-/// needs to be said. `line` is the FEAT line in capitals.
-fn missing_facts(line: &str) -> Option<String> {
-    const USED: [&str; 12] = [
-        "TYPE",
-        "SIZE",
-        "MODIFY",
-        "PERM",
-        "UNIQUE",
-        "UNIX.MODE",
-        "UNIX.OWNER",
-        "UNIX.GROUP",
-        "UNIX.OWNERNAME",
-        "UNIX.GROUPNAME",
-        "SIZD",
-        "MEDIA-TYPE",
-    ];
-    let offered: Vec<(&str, bool)> = line
-        .strip_prefix("MLST ")?
-        .split(';')
-        .map(str::trim)
-        .filter(|fact| !fact.is_empty())
-        .map(|fact| fact.strip_suffix('*').map_or((fact, false), |name| (name, true)))
-        .collect();
-    let off = offered.iter().any(|(name, on)| !on && USED.contains(name));
-    off.then(|| {
-        let wanted = offered.iter().filter(|(name, on)| *on || USED.contains(name));
-        wanted.map(|(name, _)| format!("{};", name.to_lowercase())).collect()
-    })
-}
-
 /// For messages and logs: never the password.
 impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -362,16 +373,6 @@ pub(crate) fn quoted_path(reply: &Reply) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_facts_that_are_off_are_asked_for() {
-        assert_eq!(missing_facts("MLST TYPE*;SIZE*;MODIFY*;"), None);
-        assert_eq!(
-            missing_facts("MLST TYPE*;SIZE;CHARSET;UNIX.MODE*;").as_deref(),
-            Some("type;size;unix.mode;")
-        );
-        assert_eq!(missing_facts("MLST CHARSET;"), None);
-    }
 
     #[test]
     fn quotes_in_a_path_are_undoubled() {

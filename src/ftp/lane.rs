@@ -53,7 +53,7 @@ pub(crate) enum Kind {
     Mode,
     Time,
     RenameFrom,
-    /// NOOP.
+    /// NOOP, OPTS, TYPE: nothing is told.
     Nothing,
 }
 

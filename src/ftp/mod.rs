@@ -7,6 +7,7 @@
 
 mod connect;
 mod error;
+mod facts;
 mod flow;
 #[cfg(test)]
 mod fuzz;

@@ -17,6 +17,8 @@ pub(crate) enum Habit {
     Epsv,
     /// Lists by MLSD (RFC 3659) as FEAT says.
     Mlsd,
+    /// Tells the facts that OPTS MLST chose.
+    Facts,
     /// `LIST -a` shows hidden files instead of looking for a file called `-a`.
     ListAll,
     /// Sets times by MFMT.
