@@ -427,3 +427,63 @@ fn opening_and_closing_by_several_at_once_loses_no_write() {
     });
     assert_eq!(server.get("/log").unwrap().len(), 800);
 }
+
+/// A program reads on while its file gets another name, or loses it, through this mount: in between
+/// the server has it under a name that nobody here knows yet.
+#[test]
+fn a_file_that_gets_another_name_is_read_on() {
+    let far = 8_000_000;
+    let content: Vec<u8> = (0..far + 1000).map(|at: usize| (at / 1000) as u8).collect();
+    for is_removed in [false, true] {
+        let server = Server::start(Dialect::proftpd());
+        server.put("/big", content.clone());
+        let fs = Direct::new(&server, 4, LONG);
+        let mut file = fs.open(b"big", How::READ).unwrap();
+        assert_eq!(file.read_at(0, 10).unwrap(), content[..10]);
+        server.fault_once("RNTO", What::HoldReply(PATIENCE));
+        std::thread::scope(|scope| {
+            let moves = scope
+                .spawn(|| if is_removed { fs.unlink(b"big") } else { fs.rename(b"big", b"moved") });
+            assert!(server.wait_until(|server| !server.exists("/big"), PATIENCE));
+            server.clear_commands();
+            let asks = scope.spawn(|| {
+                let is_asked = |server: &Server| server.count("RETR") + server.count("MLST") > 0;
+                let asked = server.wait_until(is_asked, PATIENCE);
+                server.release();
+                asked
+            });
+            let read = file.read_at(far as u64, 10).unwrap();
+            assert!(read == content[far..far + 10], "removed: {is_removed}");
+            assert!(asks.join().unwrap(), "by its old name");
+            moves.join().unwrap().unwrap();
+        });
+        drop(file);
+        assert_eq!(fs.names(b"").unwrap().len(), usize::from(!is_removed));
+    }
+}
+
+/// What is written to a file while it gets another name through this mount goes where the file went.
+#[test]
+fn what_is_written_during_a_rename_follows_the_file() {
+    for (name, moved_name) in [("f", "moved"), ("dir/g", "moved/g")] {
+        let (server, fs) = start();
+        let fs = &fs;
+        let (from, to) = if name == "f" { ("f", "moved") } else { ("dir", "moved") };
+        fs.names(b"dir").unwrap();
+        let mut file = fs.open(name.as_bytes(), How::UPDATE).unwrap();
+        let moved = format!("/{to}");
+        // Long enough for a close to begin meanwhile.
+        server.fault_once("RNTO", What::HoldReply(Duration::from_millis(300)));
+        std::thread::scope(|scope| {
+            let moves = scope.spawn(|| fs.rename(from.as_bytes(), to.as_bytes()));
+            assert!(server.wait_until(|server| server.exists(&moved), PATIENCE));
+            file.write_at(0, b"new").unwrap();
+            file.close().unwrap();
+            moves.join().unwrap().unwrap();
+        });
+        let content = server.get(format!("/{moved_name}")).unwrap();
+        assert!(content.starts_with(b"new"), "{name}: {:?}", &content[..content.len().min(10)]);
+        assert!(!server.exists(format!("/{name}")), "{name} is there again");
+        assert_eq!(fs.read(moved_name.as_bytes()).unwrap(), content);
+    }
+}

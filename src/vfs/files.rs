@@ -163,32 +163,58 @@ impl Vfs {
         if !file.access.read {
             return Err(Error::BadHandle);
         }
+        let (mut take, mut taken) = (Some(take), None);
+        let mut give = |bytes: &[u8]| taken = take.take().map(|take| take(bytes));
         let path = self.path(file.ino);
-        if let Some(staged) = self.handles.staged(file.ino).filter(|staged| staged.serves()) {
-            // A file without a name has no path, and needs none: all of it is here.
-            let path = path.unwrap_or_else(|_| RemotePath::root());
-            return Ok(take(&staged.read(&self.at(file.ino, &path), offset, length)?));
+        let mut result =
+            self.read_under(path.as_ref().ok(), (&file, fh), (offset, length), &mut give);
+        if let Err(Error::Stale(_) | Error::Denied(_)) = &result {
+            // It may have been there under a name that it did not have any more.
+            self.settle_name(file.ino);
+            let now = self.path(file.ino);
+            if now.as_ref().ok() != path.as_ref().ok() {
+                result =
+                    self.read_under(now.as_ref().ok(), (&file, fh), (offset, length), &mut give);
+            }
         }
-        let take = |bytes: &[u8]| {
-            self.pages.note(file.ino, &file.version, bytes.len(), now_millis());
-            take(bytes)
-        };
-        if let Some(bytes) = self.read_ahead_of(&file) {
-            let begin = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
-            let end = begin.saturating_add(length).min(bytes.len());
-            return Ok(take(bytes.get(begin..end).unwrap_or_default()));
-        }
-        let path = path?;
-        let result = match self.cached(&file, &path, (offset, length)) {
-            Ok(Some(cached)) => self.read_blocks(cached, (&file, fh), offset, length, take),
-            Ok(None) => self.read_transfer(&file, fh, &path, offset, length, take),
-            Err(error) => Err(error),
-        };
         if let Err(Error::Stale(_) | Error::Denied(_)) = &result {
             // What was listed is no longer true.
             self.expire_parent(file.ino);
         }
-        result
+        result?;
+        taken.ok_or(Error::Invalid)
+    }
+
+    /// The same of a file that has this name now.
+    fn read_under(
+        &self,
+        path: Option<&RemotePath>,
+        (file, fh): (&OpenFile, u64),
+        (offset, length): (u64, usize),
+        give: &mut dyn FnMut(&[u8]),
+    ) -> Result<()> {
+        if let Some(staged) = self.handles.staged(file.ino).filter(|staged| staged.serves()) {
+            // A file without a name has no path, and needs none: all of it is here.
+            let nowhere = RemotePath::root();
+            let place = self.at(file.ino, path.unwrap_or(&nowhere));
+            give(&staged.read(&place, offset, length)?);
+            return Ok(());
+        }
+        let mut give = |bytes: &[u8]| {
+            self.pages.note(file.ino, &file.version, bytes.len(), now_millis());
+            give(bytes);
+        };
+        if let Some(bytes) = self.read_ahead_of(file) {
+            let begin = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+            let end = begin.saturating_add(length).min(bytes.len());
+            give(bytes.get(begin..end).unwrap_or_default());
+            return Ok(());
+        }
+        let path = path.ok_or(Error::NotFound)?;
+        match self.cached(file, path, (offset, length))? {
+            Some(cached) => self.read_blocks(cached, (file, fh), offset, length, give),
+            None => self.read_transfer(file, fh, path, offset, length, give),
+        }
     }
 
     fn read_transfer<T>(
@@ -297,6 +323,7 @@ impl Vfs {
 
     /// Nobody has it open any more: the name that nobody sees goes too.
     pub(super) fn remove_hidden(&self, ino: Ino, mark: Option<Mark>) {
+        let _moving = self.moves.begin(ino);
         let Ok(path) = self.path(ino) else {
             // Its directory is gone from here: the mark tells the end of the mount where it was.
             return mark.into_iter().for_each(Mark::leave);
@@ -329,8 +356,15 @@ impl Vfs {
         }
     }
 
+    /// Waits until its name on the server is known here.
+    fn settle_name(&self, ino: Ino) {
+        self.moves.settle(self.pool.timeout(), |moving| self.tree().is_within(ino, moving));
+    }
+
     /// Sends what is staged for an inode, and shows the result.
     pub(super) fn commit(&self, ino: Ino, staged: &Shared, urgency: Urgency) -> Result<()> {
+        // Not to a name that it is losing.
+        self.settle_name(ino);
         let _sending = self.handles.begin_sending(ino, staged);
         let find = || self.path(ino);
         let policy = &self.options.writing;

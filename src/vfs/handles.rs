@@ -230,6 +230,24 @@ impl Handles {
         Ok(())
     }
 
+    /// All that are open and removed.
+    pub(crate) fn all_doomed(&self) -> Vec<Ino> {
+        self.lock().doomed.keys().copied().collect()
+    }
+
+    /// One has another name now, and another mark. If its last handle was closed, as with `doom`.
+    pub(crate) fn mark_doomed(
+        &self,
+        ino: Ino,
+        mark: Option<Mark>,
+    ) -> std::result::Result<(), Option<Mark>> {
+        match self.lock().doomed.get_mut(&ino) {
+            Some((_, old)) => *old = mark,
+            None => return Err(mark),
+        }
+        Ok(())
+    }
+
     pub(crate) fn doomed(&self, ino: Ino) -> Option<Item> {
         self.lock().doomed.get(&ino).map(|(item, _)| item.clone())
     }

@@ -8,7 +8,7 @@
 //! Locks: a reader or a staged file is held during I/O, and before `Tree`, `DirCache`, `Handles`
 //! and `Pool`; those four are leaves, never nested, never held across I/O. So is the plan of
 //! `Prefetch`, but for I/O: it too is held before the leaves. `Pages`, and what `Blocks` has of
-//! locks, are leaves as well; a block's file needs none.
+//! locks, are leaves as well, and `Moves`; a block's file needs none.
 
 mod append;
 mod attr;
@@ -29,6 +29,7 @@ mod links;
 mod listing;
 mod marks;
 mod memory;
+mod moves;
 mod names;
 mod pages;
 mod patch;
@@ -80,6 +81,7 @@ use dircache::{DirCache, Fresh};
 use handles::{Handles, Unstaged};
 use marks::Marks;
 use memory::Memory;
+use moves::Moves;
 use pages::Pages;
 use prefetch::{Parts, Prefetch};
 use refresh::Absent;
@@ -145,6 +147,7 @@ pub struct Vfs {
     prefetch: Prefetch,
     streams: Arc<Rules>,
     absent: Absent,
+    moves: Moves,
     pages: Pages,
     blocks: Option<Arc<Blocks>>,
     /// Names held for what was pinned through this mount. Leaf lock.
@@ -191,6 +194,7 @@ impl Vfs {
             prefetch: Prefetch::new(parts, options.read_ahead),
             streams: Rules::new(Arc::clone(&pool), options.streams),
             absent: Absent::default(),
+            moves: Moves::default(),
             pages: Pages::default(),
             blocks,
             pinned: Mutex::default(),

@@ -14,7 +14,7 @@ use super::handles::Shared;
 use super::marks::Purpose;
 use super::replace::{beside, move_once, remove_if_possible, replace};
 use super::staging::{Staged, Urgency};
-use super::tree::Ino;
+use super::tree::{Ino, ROOT};
 use super::{Found, Vfs};
 use crate::ftp::{self, Entry, Kind, RemotePath};
 
@@ -135,13 +135,18 @@ impl Vfs {
             return Err(Error::NotEmpty);
         }
         let path = self.child_path(parent, name)?;
-        if let Err(error) = self.pool.ask(|session| session.remove_directory(&path)) {
+        self.take_out_hidden(ino, &path)?;
+        let remove = || self.pool.ask(|session| session.remove_directory(&path));
+        if let Err(error) = remove() {
             let (there, error) = self.look_again(parent, name, error)?;
             if there.is_some() {
                 self.cache.expire(ino);
-                let inside = self.listing(ino, Instant::now())?;
-                let is_empty = inside.listing.is_empty();
-                return Err(if is_empty { error.into() } else { Error::NotEmpty });
+                if !self.listing(ino, Instant::now())?.listing.is_empty() {
+                    return Err(Error::NotEmpty);
+                }
+                // A file of our own was about to go, or others removed what was there.
+                self.take_out_hidden(ino, &path)?;
+                remove().map_err(|_| Error::from(error))?;
             }
         }
         self.cache.forget(ino);
@@ -183,6 +188,10 @@ impl Vfs {
         }
         let (source, destination) =
             (self.child_path(from.0, from.1)?, self.child_path(to.0, to.1)?);
+        // What is written meanwhile is sent when it is known where the file is.
+        let moving = self.moves.begin(ino);
+        let own = self.handles.staged(ino);
+        let own_held = own.as_ref().map(|staged| staged.hold());
         // What is unsent of the target is not sent any more, but kept until the rename is done.
         let replaced = self.tree().find(to.0, to.1);
         let replaced = replaced.and_then(|ino| Some((ino, self.handles.staged(ino)?)));
@@ -202,6 +211,12 @@ impl Vfs {
             }
         })?;
         self.tree().relink(from, to);
+        drop((moving, own_held));
+        if let Some(own) = own {
+            own.renote(&destination);
+            drop(own);
+            self.unstage(ino);
+        }
         self.forget_moved(&item, &source, &destination);
         drop(held);
         if let Some((ino, staged)) = replaced {
@@ -351,6 +366,7 @@ impl Vfs {
         let path = self.child_path(parent, name)?;
         let hidden = beside(&path)?;
         let mark = self.marks.set(Purpose::Scratch, &hidden, &path);
+        let _moving = self.moves.begin(ino);
         if let Err(reply) = move_once(&self.pool, &path, &hidden)? {
             log::info!("{path} cannot be kept for those who have it open: {reply}");
             return Ok(false);
@@ -364,6 +380,31 @@ impl Vfs {
             self.remove_hidden(ino, mark);
         }
         Ok(true)
+    }
+
+    /// Files that are removed and still open keep no directory (rmdir(2)): they go to the one above.
+    fn take_out_hidden(&self, directory: Ino, path: &RemotePath) -> Result<()> {
+        let is_inside = |ino| self.place(ino).filter(|(parent, _)| *parent == directory);
+        // Some may be going right now.
+        self.moves.settle(self.pool.timeout(), |ino| is_inside(ino).is_some());
+        let above = self.place(directory).map_or(ROOT, |(above, _)| above);
+        for ino in self.handles.all_doomed() {
+            let Some((_, name)) = is_inside(ino) else { continue };
+            let (from, to) = (path.join(&name)?, beside(path)?);
+            let mark = self.marks.set(Purpose::Scratch, &to, &from);
+            let _moving = self.moves.begin(ino);
+            if let Err(reply) = move_once(&self.pool, &from, &to)? {
+                log::info!("{from} is in the way of removing its directory: {reply}");
+                continue;
+            }
+            if let Some(hidden) = to.name() {
+                self.tree().relink((directory, &name), (above, hidden));
+            }
+            if let Err(mark) = self.handles.mark_doomed(ino, mark) {
+                self.remove_hidden(ino, mark);
+            }
+        }
+        Ok(())
     }
 
     /// The name of a file is gone, or another's: what is staged for it is never sent again.

@@ -354,3 +354,15 @@ fn regression_an_unsent_file_does_not_take_the_bits_of_what_it_replaces() {
     ];
     run(&ops, Mode::WriteBack).unwrap();
 }
+
+/// A file that is open keeps no directory.
+#[test]
+fn regression_a_directory_goes_though_a_removed_file_of_it_is_open() {
+    check(&[
+        Op::Mkdir { path: 0 },
+        Op::TheirPut { path: 3, length: 2 },
+        Op::Open { path: 3, how: 48 },
+        Op::Unlink { path: 3 },
+        Op::Rmdir { path: 0 },
+    ]);
+}
