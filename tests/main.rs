@@ -26,6 +26,7 @@ mod model;
 mod network;
 mod streams;
 mod support;
+mod together;
 mod trouble;
 mod wire_server;
 mod writing;

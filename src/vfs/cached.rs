@@ -190,18 +190,19 @@ impl Vfs {
     }
 
     /// As [`Vfs::read`], in whole blocks: from the disk if all are there, else from a transfer.
-    pub(super) fn read_blocks<T>(
+    pub(super) fn read_blocks(
         &self,
         (blocks, cached): (&Blocks, &Cached),
         (file, fh): (&OpenFile, u64),
         offset: u64,
         length: usize,
-        take: impl FnOnce(&[u8]) -> T,
-    ) -> Result<T> {
+        give: impl FnOnce(&[u8]),
+    ) -> Result<bool> {
         let layout = cached.file.layout();
         let span = layout.span(offset, length);
         if span.is_empty() {
-            return Ok(take(&[]));
+            give(&[]);
+            return Ok(true);
         }
         let range = layout.range(span.start).start..layout.range(span.end - 1).end;
         let part = |bytes: &[u8]| {
@@ -214,12 +215,14 @@ impl Vfs {
             cached.is_sure.store(true, Ordering::Release);
             let part = part(&bytes);
             blocks.count_hit(part.len());
-            let taken = take(bytes.get(part).unwrap_or_default());
+            give(bytes.get(part).unwrap_or_default());
             blocks.buffers().give_back(bytes);
-            return Ok(taken);
+            return Ok(true);
         }
         let mut reader = file.reader.enter(start);
-        let bytes = reader.read(&self.pool, &cached.path, fh, start, wanted)?;
+        let found = self.find(&mut reader, (file, fh), &cached.path, (start, wanted))?;
+        let Some(found) = found else { return Ok(false) };
+        let bytes = reader.bytes(&found);
         // Fewer: the file became shorter, and is another version.
         if bytes.len() == wanted {
             blocks.keep(&cached.file, span.start, bytes);
@@ -227,10 +230,10 @@ impl Vfs {
         cached.is_sure.store(true, Ordering::Release);
         let part = part(bytes);
         blocks.count_miss(part.len());
-        let taken = take(bytes.get(part).unwrap_or_default());
+        give(bytes.get(part).unwrap_or_default());
         drop(reader);
         self.handles.limit_memory(fh);
-        Ok(taken)
+        Ok(true)
     }
 
     /// The blocks, if they are all here and of the handle's version.

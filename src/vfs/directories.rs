@@ -42,6 +42,7 @@ impl Vfs {
         // One look at what is being written, before the one at the listing: what is sent in between
         // is in the listing then.
         let views = self.handles.views();
+        let _names = self.names.look();
         // The kernel keeps what it is told here: that must not be older than what was changed since
         // the directory was opened.
         let (newer, until) = self.cache.newer_than(directory.ino, &directory.listing);

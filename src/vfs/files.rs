@@ -1,5 +1,6 @@
 //! Content: open, create, read, write, flush, release.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,11 +15,11 @@ use super::marks::Mark;
 use super::names::entry_of_now;
 use super::pages::Kept;
 use super::patch::tail;
-use super::reader::leave_parked;
+use super::reader::{Reader, Stretch, leave_parked};
 use super::replace::put_away;
 use super::staging::{Place, Staged, Start, Urgency};
 use super::tree::Ino;
-use super::{Found, Vfs, now_mtime};
+use super::{Found, Known, PATIENCE, Vfs, now_mtime, restless};
 use crate::ftp::{self, Kind, Precision, RemotePath, Timestamp};
 
 /// An open file handle, and what the kernel may assume of it.
@@ -48,9 +49,18 @@ impl Vfs {
         if access.write || truncate {
             self.require_writable()?;
         }
-        let (parent, name) = self.place(ino).ok_or(Error::NotFound)?;
-        let fresh = self.listing(parent, Instant::now())?;
-        let item = fresh.find(&name)?.ok_or(Error::NotFound)?;
+        for _ in 0..PATIENCE {
+            if let Some(opened) = self.open_once(ino, access, truncate)? {
+                return Ok(opened);
+            }
+            self.settle_name(ino);
+        }
+        Err(restless())
+    }
+
+    /// Nothing if the file gets another name meanwhile: which bytes are its own is not sure then.
+    fn open_once(&self, ino: Ino, access: Access, truncate: bool) -> Result<Option<Opened>> {
+        let Known { parent, name, fresh, item } = self.entry(ino)?;
         match item.entry.kind {
             Kind::File => {}
             Kind::Directory => return Err(Error::IsADirectory),
@@ -69,7 +79,13 @@ impl Vfs {
         } else {
             self.sources(ino, &item, &version, fresh.listed)
         };
-        let fh = self.open_handle(ino, access, version, cached, || {
+        let is_lost = Cell::new(false);
+        let opened = self.open_handle(ino, access, version, cached, || {
+            // From here on who renames it, or something over it, sees that it is open.
+            is_lost.set(self.is_moving(ino) || self.place(ino) != Some((parent, name.clone())));
+            if is_lost.get() {
+                return Err(restless());
+            }
             if access.write || truncate {
                 let staged = self.stage_existing(ino, &item)?;
                 if truncate {
@@ -77,13 +93,17 @@ impl Vfs {
                 }
             }
             Ok(())
-        })?;
+        });
+        if is_lost.get() {
+            return Ok(None);
+        }
+        let fh = opened?;
         if !access.write && !truncate {
             self.prefetch.opened(parent, &fresh.listing, ino, &name);
         }
         self.prepare(fh, kept)?;
         let is_direct = is_unsized || (self.options.direct_io && !access.write);
-        Ok(Opened { fh, is_direct, keeps_pages: kept != Kept::No })
+        Ok(Some(Opened { fh, is_direct, keeps_pages: kept != Kept::No }))
     }
 
     /// Registers the handle before its file is staged: the last of the other handles, closed
@@ -165,40 +185,50 @@ impl Vfs {
         }
         let (mut take, mut taken) = (Some(take), None);
         let mut give = |bytes: &[u8]| taken = take.take().map(|take| take(bytes));
-        let path = self.path(file.ino);
-        let mut result =
-            self.read_under(path.as_ref().ok(), (&file, fh), (offset, length), &mut give);
-        if let Err(Error::Stale(_) | Error::Denied(_)) = &result {
-            // It may have been there under a name that it did not have any more.
-            self.settle_name(file.ino);
-            let now = self.path(file.ino);
-            if now.as_ref().ok() != path.as_ref().ok() {
-                result =
-                    self.read_under(now.as_ref().ok(), (&file, fh), (offset, length), &mut give);
+        for _ in 0..PATIENCE {
+            let path = self.path(file.ino).ok();
+            let result = self.read_under(path.as_ref(), (&file, fh), (offset, length), &mut give);
+            let is_right = match &result {
+                Ok(is_right) => *is_right,
+                // The bytes of a staged file may have been looked for under a name that it had.
+                Err(Error::Stale(_) | Error::Denied(_)) => self.is_still(file.ino, path.as_ref()),
+                Err(_) => true,
+            };
+            if !is_right {
+                self.settle_name(file.ino);
+                continue;
             }
+            if let Err(Error::Stale(_) | Error::Denied(_)) = &result {
+                // What was listed is no longer true.
+                self.expire_parent(file.ino);
+            }
+            result?;
+            return taken.ok_or(Error::Invalid);
         }
-        if let Err(Error::Stale(_) | Error::Denied(_)) = &result {
-            // What was listed is no longer true.
-            self.expire_parent(file.ino);
-        }
-        result?;
-        taken.ok_or(Error::Invalid)
+        Err(restless())
     }
 
-    /// The same of a file that has this name now.
+    /// Is this the name on the server, and was it while `path` was used? Whoever got it before a move
+    /// finds that under way, or another name.
+    pub(super) fn is_still(&self, ino: Ino, path: Option<&RemotePath>) -> bool {
+        !self.is_moving(ino) && self.path(ino).ok().as_ref() == path
+    }
+
+    /// The same of a file that has this name now; false, and nothing given, if what was opened may be
+    /// another file.
     fn read_under(
         &self,
         path: Option<&RemotePath>,
         (file, fh): (&OpenFile, u64),
         (offset, length): (u64, usize),
         give: &mut dyn FnMut(&[u8]),
-    ) -> Result<()> {
+    ) -> Result<bool> {
         if let Some(staged) = self.handles.staged(file.ino).filter(|staged| staged.serves()) {
             // A file without a name has no path, and needs none: all of it is here.
             let nowhere = RemotePath::root();
             let place = self.at(file.ino, path.unwrap_or(&nowhere));
             give(&staged.read(&place, offset, length)?);
-            return Ok(());
+            return Ok(true);
         }
         let mut give = |bytes: &[u8]| {
             self.pages.note(file.ino, &file.version, bytes.len(), now_millis());
@@ -208,7 +238,7 @@ impl Vfs {
             let begin = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
             let end = begin.saturating_add(length).min(bytes.len());
             give(bytes.get(begin..end).unwrap_or_default());
-            return Ok(());
+            return Ok(true);
         }
         let path = path.ok_or(Error::NotFound)?;
         match self.cached(file, path, (offset, length))? {
@@ -217,20 +247,39 @@ impl Vfs {
         }
     }
 
-    fn read_transfer<T>(
+    fn read_transfer(
         &self,
         file: &OpenFile,
         fh: u64,
         path: &RemotePath,
         offset: u64,
         length: usize,
-        take: impl FnOnce(&[u8]) -> T,
-    ) -> Result<T> {
+        give: impl FnOnce(&[u8]),
+    ) -> Result<bool> {
         let mut reader = file.reader.enter(offset);
-        let taken = take(reader.read(&self.pool, path, fh, offset, length)?);
+        let Some(found) = self.find(&mut reader, (file, fh), path, (offset, length))? else {
+            return Ok(false);
+        };
+        give(reader.bytes(&found));
         drop(reader);
         self.handles.limit_memory(fh);
-        Ok(taken)
+        Ok(true)
+    }
+
+    /// Nothing if what the reader found, or did not, may be of another file.
+    pub(super) fn find(
+        &self,
+        reader: &mut Reader,
+        (file, fh): (&OpenFile, u64),
+        path: &RemotePath,
+        (offset, length): (u64, usize),
+    ) -> Result<Option<Stretch>> {
+        let found = reader.find(&self.pool, path, fh, offset, length);
+        if (found.is_ok() && !reader.has_opened()) || self.is_still(file.ino, Some(path)) {
+            return found.map(Some);
+        }
+        reader.begin_again(&self.pool, fh);
+        Ok(None)
     }
 
     /// The whole content, if it was fetched before it was asked for; looked for once, so that one
@@ -356,6 +405,10 @@ impl Vfs {
         }
     }
 
+    fn is_moving(&self, ino: Ino) -> bool {
+        self.moves.concern(|moving| self.tree().is_within(ino, moving))
+    }
+
     /// Waits until its name on the server is known here.
     fn settle_name(&self, ino: Ino) {
         self.moves.settle(self.pool.timeout(), |moving| self.tree().is_within(ino, moving));
@@ -435,9 +488,7 @@ impl Vfs {
     /// Changes the length of a file that may or may not be open. Without a writer the result goes
     /// to the server at once.
     pub(super) fn set_size(&self, ino: Ino, size: u64) -> Result<()> {
-        let (parent, name) = self.place(ino).ok_or(Error::NotFound)?;
-        let fresh = self.listing(parent, Instant::now())?;
-        let item = fresh.find(&name)?.ok_or(Error::NotFound)?;
+        let item = self.entry(ino)?.item;
         if item.entry.kind != Kind::File {
             return Err(Error::IsADirectory);
         }

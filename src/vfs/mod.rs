@@ -8,7 +8,8 @@
 //! Locks: a reader or a staged file is held during I/O, and before `Tree`, `DirCache`, `Handles`
 //! and `Pool`; those four are leaves, never nested, never held across I/O. So is the plan of
 //! `Prefetch`, but for I/O: it too is held before the leaves. `Pages`, and what `Blocks` has of
-//! locks, are leaves as well, and `Moves`; a block's file needs none.
+//! locks, are leaves as well, and `Moves`; a block's file needs none. `Names` is before `Tree` and
+//! `DirCache`.
 
 mod append;
 mod attr;
@@ -77,11 +78,11 @@ pub use tree::{Ino, ROOT};
 
 use attr::{Ownership, Shown};
 use blocks::Blocks;
-use dircache::{DirCache, Fresh};
+use dircache::{DirCache, Fresh, Item};
 use handles::{Handles, Unstaged};
 use marks::Marks;
 use memory::Memory;
-use moves::Moves;
+use moves::{Moves, Names};
 use pages::Pages;
 use prefetch::{Parts, Prefetch};
 use refresh::Absent;
@@ -148,6 +149,7 @@ pub struct Vfs {
     streams: Arc<Rules>,
     absent: Absent,
     moves: Moves,
+    names: Names,
     pages: Pages,
     blocks: Option<Arc<Blocks>>,
     /// Names held for what was pinned through this mount. Leaf lock.
@@ -195,6 +197,7 @@ impl Vfs {
             streams: Rules::new(Arc::clone(&pool), options.streams),
             absent: Absent::default(),
             moves: Moves::default(),
+            names: Names::default(),
             pages: Pages::default(),
             blocks,
             pinned: Mutex::default(),
@@ -223,6 +226,8 @@ impl Vfs {
         ftp::check_name(name)?;
         let now = Instant::now();
         let fresh = self.listing_or_aged(parent, now)?;
+        let _names = self.names.look();
+        let fresh = self.newest(parent, fresh);
         let valid = fresh.until.saturating_duration_since(now);
         let Some(shown) = fresh.shown(name)? else {
             if !valid.is_zero() {
@@ -251,11 +256,46 @@ impl Vfs {
         if let Some(item) = self.handles.doomed(ino) {
             return Ok(Found { attr: self.attr_of(ino, &item.shown()), valid: Duration::ZERO });
         }
-        let Some((parent, name)) = self.place(ino) else { return self.attr_of_unlinked(ino) };
-        let fresh = self.listing_or_aged(parent, now)?;
-        let shown = fresh.shown(&name)?.ok_or(Error::NotFound)?;
-        let valid = fresh.until.saturating_duration_since(now);
-        Ok(Found { attr: self.attr_in(&fresh, (parent, &name), ino, &shown), valid })
+        for _ in 0..PATIENCE {
+            let Some((parent, name)) = self.place(ino) else { return self.attr_of_unlinked(ino) };
+            let fresh = self.listing_or_aged(parent, now)?;
+            let _names = self.names.look();
+            if self.place(ino) == Some((parent, name.clone())) {
+                let fresh = self.newest(parent, fresh);
+                let shown = fresh.shown(&name)?.ok_or(Error::NotFound)?;
+                let valid = fresh.until.saturating_duration_since(now);
+                return Ok(Found {
+                    attr: self.attr_in(&fresh, (parent, &name), ino, &shown),
+                    valid,
+                });
+            }
+        }
+        Err(restless())
+    }
+
+    /// The place of an inode and what the server says of it, by a listing within the TTL. One without a
+    /// name is stale: the kernel then looks its path up anew.
+    fn entry(&self, ino: Ino) -> Result<Known> {
+        for _ in 0..PATIENCE {
+            let lost = || Error::Stale("a file that lost its name".into());
+            let (parent, name) = self.place(ino).ok_or_else(lost)?;
+            let fresh = self.listing(parent, Instant::now())?;
+            let _names = self.names.look();
+            if self.place(ino) == Some((parent, name.clone())) {
+                let fresh = self.newest(parent, fresh);
+                let item = fresh.find(&name)?.ok_or(Error::NotFound)?;
+                return Ok(Known { parent, name, fresh, item });
+            }
+        }
+        Err(restless())
+    }
+
+    /// The same listing with what has changed since.
+    fn newest(&self, directory: Ino, fresh: Fresh) -> Fresh {
+        match self.cache.newer_than(directory, &fresh.listing) {
+            (Some(listing), _) => Fresh { listing, ..fresh },
+            (None, _) => fresh,
+        }
     }
 
     /// Only those who have it open still ask.
@@ -361,6 +401,22 @@ impl Vfs {
     fn require_writable(&self) -> Result<()> {
         if self.options.read_only { Err(Error::ReadOnly) } else { Ok(()) }
     }
+}
+
+/// An inode at one moment.
+struct Known {
+    parent: Ino,
+    name: Name,
+    fresh: Fresh,
+    item: Item,
+}
+
+/// A file gets another name every few round trips at most: who meets that so often in a row does
+/// so without end.
+const PATIENCE: usize = 16;
+
+fn restless() -> Error {
+    Error::Stale("a file that gets one name after the other".into())
 }
 
 /// What a directory on the server holds, without our own temporary names.

@@ -1,13 +1,16 @@
-//! Files and directories that get another name on the server, or lose it, right now: until that is
-//! done nobody here knows their names there.
+//! Names that change.
+//!
+//! On the server that takes some round trips, in which nobody here knows the name that a file has
+//! there: whoever needs it waits, or looks afterwards whether it was the right one ([`Moves`]). Here it
+//! takes a moment, in which nobody looks at a name, its inode and its entry ([`Names`]).
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use super::lock;
 use super::tree::Ino;
 
-/// Those under way. Leaf lock.
+/// Files and directories that get another name on the server right now, or lose it. Leaf lock.
 #[derive(Debug, Default)]
 pub(crate) struct Moves {
     moving: Mutex<Vec<Ino>>,
@@ -24,12 +27,18 @@ impl Moves {
         Moving(self, ino)
     }
 
+    /// Is one under way that `concerns` the caller?
+    pub(crate) fn concern(&self, concerns: impl Fn(Ino) -> bool) -> bool {
+        // Whom it concerns is asked of the tree, which is a leaf too.
+        let some = lock(&self.moving).clone();
+        some.into_iter().any(concerns)
+    }
+
     /// Returns when none is under way that `concerns` the caller, or after `most`.
     pub(crate) fn settle(&self, most: Duration, concerns: impl Fn(Ino) -> bool) {
         let until = Instant::now() + most;
         let mut moving = lock(&self.moving);
         while !moving.is_empty() {
-            // Whom it concerns is asked of the tree, which is a leaf too.
             let some = moving.clone();
             drop(moving);
             if !some.iter().copied().any(&concerns) {
@@ -52,5 +61,22 @@ impl Drop for Moving<'_> {
             moving.swap_remove(index);
         }
         self.0.ended.notify_all();
+    }
+}
+
+/// Which inode has a name is in the tree, what it is in the listing of its directory. Before `Tree`
+/// and `DirCache`, never held across I/O.
+#[derive(Debug, Default)]
+pub(crate) struct Names(RwLock<()>);
+
+impl Names {
+    /// The two agree while the value lives.
+    pub(crate) fn look(&self) -> RwLockReadGuard<'_, ()> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nobody looks while the value lives.
+    pub(crate) fn change(&self) -> RwLockWriteGuard<'_, ()> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

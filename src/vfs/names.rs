@@ -84,6 +84,7 @@ impl Vfs {
             return Err(Error::IsADirectory);
         }
         let ino = self.tree().find(parent, name);
+        let _moving = ino.map(|ino| self.moves.begin(ino));
         if let Some(ino) = ino {
             if item.is_unsent {
                 let path = self.child_path(parent, name)?;
@@ -169,27 +170,32 @@ impl Vfs {
         if self.tree().is_within(to.0, ino) {
             return Err(Error::Invalid);
         }
+        // Whoever opens one of the two from here on waits, or is seen to have it open.
+        let target_ino = self.tree().find(to.0, to.1);
+        let begin = || (self.moves.begin(ino), target_ino.map(|ino| self.moves.begin(ino)));
         if let Some(staged) = self.handles.staged(ino) {
             let is_later = self.options.writing.write_back.is_some();
+            let moving = begin();
             if is_later
                 && staged.is_only_here()
                 && self.rename_here(ino, &staged, from, to, target.as_ref())?
             {
                 return Ok(());
             }
+            drop(moving);
             // The server moves what it has; so it must have all of it.
             self.commit(ino, &staged, Urgency::Foreground)?;
         }
         if item.entry.kind == Kind::Directory {
             self.commit_below(ino);
         }
+        // What is written from here on is sent when it is known where the file is.
+        let moving = begin();
         if let Some(target) = &target {
             self.clear_target(&item, to, target)?;
         }
         let (source, destination) =
             (self.child_path(from.0, from.1)?, self.child_path(to.0, to.1)?);
-        // What is written meanwhile is sent when it is known where the file is.
-        let moving = self.moves.begin(ino);
         let own = self.handles.staged(ino);
         let own_held = own.as_ref().map(|staged| staged.hold());
         // What is unsent of the target is not sent any more, but kept until the rename is done.
@@ -210,7 +216,16 @@ impl Vfs {
                 log::warn!("the note of what is unsent of {destination} is old: {error}");
             }
         })?;
-        self.tree().relink(from, to);
+        {
+            let _names = self.names.change();
+            self.tree().relink(from, to);
+            self.show_moved(from, to, item.clone());
+        }
+        // Fetched ahead by names that they had.
+        self.prefetch.forget(ino);
+        if let Some(target) = target_ino {
+            self.prefetch.forget(target);
+        }
         drop((moving, own_held));
         if let Some(own) = own {
             own.renote(&destination);
@@ -226,7 +241,6 @@ impl Vfs {
         if item.entry.kind == Kind::Directory {
             self.renote_below(ino);
         }
-        self.show_moved(from, to, item);
         Ok(())
     }
 
@@ -275,23 +289,24 @@ impl Vfs {
                 base = Some(Version::of(target));
             }
         }
+        let moved = self.cache.known(from.0).and_then(|known| known.get(from.1));
         staged.retarget(base, || {
+            let _names = self.names.change();
             self.tree().relink(from, to);
+            self.cache.remove(from.0, from.1);
+            if let Some(moved) = moved {
+                // What the server has under the name stays known: it is what will be replaced.
+                let there = target.filter(|target| !target.is_unsent).cloned();
+                let mut item = there.unwrap_or_else(|| moved.clone());
+                item.entry.name = to.1.into();
+                item.entry.mode = moved.shown_mode();
+                self.cache.put(to.0, item);
+            }
             self.path(ino)
         })?;
         // Only now: until here what was promised of the target held.
         if let Some(other) = other {
             self.forsake(other);
-        }
-        let moved = self.cache.known(from.0).and_then(|known| known.get(from.1));
-        self.cache.remove(from.0, from.1);
-        if let Some(moved) = moved {
-            // What the server has under the name stays known: it is what will be replaced.
-            let there = target.filter(|target| !target.is_unsent).cloned();
-            let mut item = there.unwrap_or_else(|| moved.clone());
-            item.entry.name = to.1.into();
-            item.entry.mode = moved.shown_mode();
-            self.cache.put(to.0, item);
         }
         Ok(true)
     }
@@ -371,12 +386,17 @@ impl Vfs {
             log::info!("{path} cannot be kept for those who have it open: {reply}");
             return Ok(false);
         }
-        self.cache.remove(parent, name);
-        // Before anybody may remove it under the name that it has by then.
-        if let Some(hidden) = hidden.name() {
-            self.tree().relink((parent, name), (parent, hidden));
-        }
-        if let Err(mark) = self.handles.doom(ino, item.clone(), mark) {
+        let doomed = {
+            let _names = self.names.change();
+            self.cache.remove(parent, name);
+            // Before anybody may remove it under the name that it has by then.
+            if let Some(hidden) = hidden.name() {
+                self.tree().relink((parent, name), (parent, hidden));
+            }
+            self.handles.doom(ino, item.clone(), mark)
+        };
+        self.prefetch.forget(ino);
+        if let Err(mark) = doomed {
             self.remove_hidden(ino, mark);
         }
         Ok(true)

@@ -27,11 +27,15 @@ pub(crate) type Memory = Arc<AtomicUsize>;
 #[derive(Debug)]
 pub(crate) struct Reader {
     version: Version,
+    /// The same before the last read: what that learnt may be of another file.
+    before: Version,
     windows: Vec<Window>,
     /// Counts reads, so that it is known which window was used last.
     uses: u64,
     /// A transfer was opened before, so another one must bring the same version.
     was_opened: bool,
+    /// One was opened for the last read, or several brought what was read.
+    has_opened: bool,
     /// Every byte given out so far came over one transfer from the file's beginning.
     is_one_stretch: bool,
     /// Data that end here need no further proof: the size as listed, where it does not bind.
@@ -47,6 +51,14 @@ pub(crate) struct Reader {
     held: usize,
 }
 
+/// Bytes that are at hand until the next read.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Stretch {
+    index: usize,
+    offset: u64,
+    length: usize,
+}
+
 impl Reader {
     pub(crate) fn new(version: Version) -> Self {
         Self::counted(version, &Memory::default())
@@ -56,9 +68,11 @@ impl Reader {
     pub(crate) fn counted(version: Version, memory: &Memory) -> Self {
         Self {
             version,
+            before: version,
             windows: Vec::new(),
             uses: 0,
             was_opened: false,
+            has_opened: false,
             is_one_stretch: true,
             expected: None,
             pace: Pace::default(),
@@ -131,15 +145,34 @@ impl Reader {
         offset: u64,
         length: usize,
     ) -> Result<&[u8]> {
+        let found = self.find(pool, path, key, offset, length)?;
+        Ok(self.bytes(&found))
+    }
+
+    /// The same in two steps: brings them here, and tells where they are.
+    pub(crate) fn find(
+        &mut self,
+        pool: &Pool,
+        path: &RemotePath,
+        key: u64,
+        offset: u64,
+        length: usize,
+    ) -> Result<Stretch> {
         if length > TAIL {
             return Err(Error::Invalid);
         }
         self.uses += 1;
+        self.has_opened = false;
+        self.before = self.version;
+        if self.streams.as_ref().is_some_and(|streams| streams.path() != path) {
+            // They go by a name that it had.
+            self.streams = None;
+        }
         let mut tries = 0;
         let (index, length) = loop {
             let length = self.clip(offset, length);
             if length == 0 {
-                return Ok(&[]);
+                return Ok(Stretch::default());
             }
             let plan = plan(&self.windows, offset, length);
             if let Plan::Serve(index) = plan {
@@ -156,9 +189,35 @@ impl Reader {
                 Err(error) => return Err(error),
             }
         };
-        let Some(window) = self.windows.get_mut(index) else { return Ok(&[]) };
-        window.note_use(self.uses);
-        Ok(window.bytes(offset, length))
+        if let Some(window) = self.windows.get_mut(index) {
+            window.note_use(self.uses);
+        }
+        Ok(Stretch { index, offset, length })
+    }
+
+    pub(crate) fn bytes(&self, found: &Stretch) -> &[u8] {
+        let window = self.windows.get(found.index);
+        window.map_or(&[], |window| window.bytes(found.offset, found.length))
+    }
+
+    /// Did what was asked for last need a transfer of its own?
+    pub(crate) fn has_opened(&self) -> bool {
+        self.has_opened
+    }
+
+    /// The transfers may be of another file: nothing of them is kept.
+    pub(crate) fn begin_again(&mut self, pool: &Pool, key: u64) {
+        self.version = self.before;
+        self.streams = None;
+        self.pace.reset();
+        for window in self.windows.drain(..) {
+            if let Some(download) = pool.resume(parked_key(key, window.number())) {
+                download.leave(false);
+            }
+        }
+        // From here on exactly the version that was opened.
+        self.must_agree();
+        self.count_memory();
     }
 
     /// Gives all memory back; a read that goes on where one stopped needs none of it.
@@ -255,6 +314,7 @@ impl Reader {
         }
         window.go_on();
         self.pace.reset();
+        self.has_opened = true;
         // Not one stretch of one transfer any more.
         self.is_one_stretch = false;
         self.version = streams.version();
@@ -355,6 +415,7 @@ impl Reader {
             self.confirm(pool, path)?;
         }
         let download = pool.download(path, offset)?;
+        self.has_opened = true;
         self.is_one_stretch &= offset == 0 && !self.was_opened;
         self.was_opened = true;
         Ok(download)
@@ -374,6 +435,7 @@ impl Reader {
         })?;
         match checked {
             Checked::Opened(download, look) => {
+                self.has_opened = true;
                 if let Some(now) = told(&look) {
                     self.note_confirmed(&now);
                 }

@@ -175,6 +175,11 @@ impl Streams {
         Some(Self { shared, window, has_left_own: false })
     }
 
+    /// Of which file they are.
+    pub(crate) fn path(&self) -> &RemotePath {
+        &self.shared.path
+    }
+
     /// Which window is filled.
     pub(crate) fn window(&self) -> u64 {
         self.window
