@@ -82,7 +82,8 @@ impl Vfs {
         let is_lost = Cell::new(false);
         let opened = self.open_handle(ino, access, version, cached, || {
             // From here on who renames it, or something over it, sees that it is open.
-            is_lost.set(self.is_moving(ino) || self.place(ino) != Some((parent, name.clone())));
+            // And whoever sent another version until now has left it in the listing.
+            is_lost.set(self.is_moving(ino) || !self.is_listed_so(ino, (parent, &name), &item));
             if is_lost.get() {
                 return Err(restless());
             }
@@ -132,6 +133,31 @@ impl Vfs {
         self.pages.forget(ino);
         self.handles
             .stage(ino, || Staged::of_existing(&self.room, Version::of(item), item.shown_mode()))
+    }
+
+    /// The staged file of one that need not be open.
+    fn stage_listed(&self, ino: Ino) -> Result<Shared> {
+        for _ in 0..PATIENCE {
+            let Known { parent, name, item, .. } = self.entry(ino)?;
+            if item.entry.kind != Kind::File {
+                return Err(Error::IsADirectory);
+            }
+            let staged = self.stage_existing(ino, &item)?;
+            if self.is_listed_so(ino, (parent, &name), &item) {
+                return Ok(staged);
+            }
+            drop(staged);
+            self.unstage(ino);
+        }
+        Err(restless())
+    }
+
+    /// Has the inode this name still, and is this version still the one that is listed?
+    fn is_listed_so(&self, ino: Ino, place: (Ino, &[u8]), item: &Item) -> bool {
+        let _names = self.names.look();
+        let is_there = self.tree().find(place.0, place.1) == Some(ino);
+        let now = self.cache.known(place.0).and_then(|listing| listing.get(place.1));
+        is_there && now.is_none_or(|now| Version::of(&now) == Version::of(item))
     }
 
     /// Makes a file and opens it. It reaches the server when it is closed. With `exclusive` an
@@ -488,11 +514,7 @@ impl Vfs {
     /// Changes the length of a file that may or may not be open. Without a writer the result goes
     /// to the server at once.
     pub(super) fn set_size(&self, ino: Ino, size: u64) -> Result<()> {
-        let item = self.entry(ino)?.item;
-        if item.entry.kind != Kind::File {
-            return Err(Error::IsADirectory);
-        }
-        let staged = self.stage_existing(ino, &item)?;
+        let staged = self.stage_listed(ino)?;
         let path = self.path(ino)?;
         let result = staged.truncate(&self.at(ino, &path), size).and_then(|()| {
             if self.handles.has_writer(ino) {

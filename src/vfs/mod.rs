@@ -225,18 +225,27 @@ impl Vfs {
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<std::result::Result<Found, Duration>> {
         ftp::check_name(name)?;
         let now = Instant::now();
-        let fresh = self.listing_or_aged(parent, now)?;
-        let _names = self.names.look();
-        let fresh = self.newest(parent, fresh);
-        let valid = fresh.until.saturating_duration_since(now);
-        let Some(shown) = fresh.shown(name)? else {
-            if !valid.is_zero() {
-                self.absent.note(parent, name);
+        for _ in 0..PATIENCE {
+            let fresh = self.listing_or_aged(parent, now)?;
+            let known = self.tree().find(parent, name);
+            let view = known.and_then(|ino| self.handles.view(ino));
+            let _names = self.names.look();
+            if self.tree().find(parent, name) != known {
+                continue;
             }
-            return Ok(Err(valid));
-        };
-        let ino = self.tree().intern(parent, name, 1);
-        Ok(Ok(Found { attr: self.attr_in(&fresh, (parent, name), ino, &shown), valid }))
+            let fresh = self.newest(parent, fresh);
+            let valid = fresh.until.saturating_duration_since(now);
+            let Some(shown) = fresh.shown(name)? else {
+                if !valid.is_zero() {
+                    self.absent.note(parent, name);
+                }
+                return Ok(Err(valid));
+            };
+            let ino = self.tree().intern(parent, name, 1);
+            let attr = overlaid(self.ownership.attr(ino, &shown), view.as_ref());
+            return Ok(Ok(Found { attr, valid }));
+        }
+        Err(restless())
     }
 
     /// The kernel drops look-ups.
@@ -253,21 +262,21 @@ impl Vfs {
             let attr = self.ownership.root(ino, self.mounted);
             return Ok(Found { attr, valid: self.options.ttl });
         }
-        if let Some(item) = self.handles.doomed(ino) {
-            return Ok(Found { attr: self.attr_of(ino, &item.shown()), valid: Duration::ZERO });
-        }
         for _ in 0..PATIENCE {
             let Some((parent, name)) = self.place(ino) else { return self.attr_of_unlinked(ino) };
+            if let Some(item) = self.handles.doomed(ino) {
+                return Ok(Found { attr: self.attr_of(ino, &item.shown()), valid: Duration::ZERO });
+            }
             let fresh = self.listing_or_aged(parent, now)?;
+            // Before the newest listing: what was sent in between is in that.
+            let view = self.handles.view(ino);
             let _names = self.names.look();
             if self.place(ino) == Some((parent, name.clone())) {
                 let fresh = self.newest(parent, fresh);
                 let shown = fresh.shown(&name)?.ok_or(Error::NotFound)?;
                 let valid = fresh.until.saturating_duration_since(now);
-                return Ok(Found {
-                    attr: self.attr_in(&fresh, (parent, &name), ino, &shown),
-                    valid,
-                });
+                let attr = overlaid(self.ownership.attr(ino, &shown), view.as_ref());
+                return Ok(Found { attr, valid });
             }
         }
         Err(restless())
@@ -346,15 +355,6 @@ impl Vfs {
                 Some(_) => error.into(),
             },
         }
-    }
-
-    /// The same for an entry of a listing, which may have changed since it was looked at: a file
-    /// that was sent in between is no longer overlaid, and the newer listing tells.
-    fn attr_in(&self, fresh: &Fresh, place: (Ino, &[u8]), ino: Ino, shown: &Shown) -> Attr {
-        let view = self.handles.view(ino);
-        let (newer, _) = self.cache.newer_than(place.0, &fresh.listing);
-        let newer = newer.and_then(|newer| newer.shown(place.1));
-        overlaid(self.ownership.attr(ino, newer.as_ref().unwrap_or(shown)), view.as_ref())
     }
 
     /// What is listed, overlaid by what is written and not yet sent.

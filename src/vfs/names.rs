@@ -176,10 +176,7 @@ impl Vfs {
         if let Some(staged) = self.handles.staged(ino) {
             let is_later = self.options.writing.write_back.is_some();
             let moving = begin();
-            if is_later
-                && staged.is_only_here()
-                && self.rename_here(ino, &staged, from, to, target.as_ref())?
-            {
+            if is_later && self.rename_here(ino, &staged, from, to, target.as_ref())? {
                 return Ok(());
             }
             drop(moving);
@@ -264,7 +261,8 @@ impl Vfs {
     }
 
     /// Moves a file that the server does not have: only its name here changes, and where it will
-    /// be sent. False if the server must have it first, as somebody has the target open.
+    /// be sent. False if the server has some of it, or must have it first, as somebody has the target
+    /// open.
     fn rename_here(
         &self,
         ino: Ino,
@@ -273,6 +271,10 @@ impl Vfs {
         to: (Ino, &[u8]),
         target: Option<&Item>,
     ) -> Result<bool> {
+        let held = staged.hold();
+        if !staged.is_only_here() {
+            return Ok(false);
+        }
         let mut base = None;
         let other = self.tree().find(to.0, to.1);
         if let Some(target) = target {
@@ -290,7 +292,7 @@ impl Vfs {
             }
         }
         let moved = self.cache.known(from.0).and_then(|known| known.get(from.1));
-        staged.retarget(base, || {
+        {
             let _names = self.names.change();
             self.tree().relink(from, to);
             self.cache.remove(from.0, from.1);
@@ -302,8 +304,9 @@ impl Vfs {
                 item.entry.mode = moved.shown_mode();
                 self.cache.put(to.0, item);
             }
-            self.path(ino)
-        })?;
+        }
+        staged.retarget(base, &self.path(ino)?)?;
+        drop(held);
         // Only now: until here what was promised of the target held.
         if let Some(other) = other {
             self.forsake(other);

@@ -184,13 +184,10 @@ impl Staged {
         state.is_sized && state.content.is_complete()
     }
 
-    /// Has the server nothing of it at all?
+    /// Has the server nothing of it at all? To be asked by who holds it, as it may be sent just now.
     pub(crate) fn is_only_here(&self) -> bool {
         let state = self.lock();
-        state.base.is_none()
-            && !state.traces.may_be_partly_there
-            && state.is_dirty()
-            && state.sending != Some(Urgency::Foreground)
+        state.base.is_none() && !state.traces.may_be_partly_there && state.is_dirty()
     }
 
     pub(crate) fn last_error(&self) -> Option<String> {
@@ -245,22 +242,17 @@ impl Staged {
         SendEnds(self)
     }
 
-    /// The name is another one now, at which the server has `base`. `rename` makes it so while
-    /// nothing is sent.
-    pub(crate) fn retarget(
-        &self,
-        base: Option<Version>,
-        rename: impl FnOnce() -> Result<RemotePath>,
-    ) -> Result<()> {
-        let mut state = self.lock_quiet();
-        let path = rename()?;
+    /// The name is another one now, `path`, at which the server has `base`. Nothing is sent meanwhile:
+    /// the caller holds it.
+    pub(crate) fn retarget(&self, base: Option<Version>, path: &RemotePath) -> Result<()> {
+        let mut state = self.lock();
         state.base = base;
         // The bits are those of what is renamed, not of what it replaces.
         state.base_mode = None;
         state.content.replace_whole();
         // What was sent ahead lies beside the old name.
         state.stop_sender();
-        state.amend_note(|note| note.retargeted(&path, base))
+        state.amend_note(|note| note.retargeted(path, base))
     }
 
     /// The directory above was renamed: a note must tell the new path.

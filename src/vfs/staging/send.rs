@@ -58,7 +58,14 @@ impl Staged {
         let sent = errand.run();
         let committed = self.apply(&place, job, sent);
         drop(ends);
-        committed.map(Some)
+        match committed {
+            // Its name is gone, and with it whatever was to be sent.
+            Err(error) if self.lock().is_unlinked => {
+                log::info!("{path} was removed while it was sent: {error}");
+                Ok(None)
+            }
+            committed => committed.map(Some),
+        }
     }
 
     fn begin(&self, urgency: Urgency) -> Result<Option<Job>> {
