@@ -96,23 +96,45 @@ fn step(root: &Path, program: u64, random: &mut Random, last: &AtomicU64) -> Res
                 .and_then(|()| fs::remove_file(&own))
         }
     };
-    match done {
-        // Names come and go; who is always a step behind is told so.
-        Err(error)
-            if error.kind() == ErrorKind::NotFound
-                || error.raw_os_error() == Some(libc::ESTALE) =>
-        {
-            Ok(())
+    unless_gone(name, done)
+}
+
+/// A step of a program that writes files where they are: what is in them then is whoever's, but each
+/// call does what it says.
+fn rewrite(root: &Path, random: &mut Random, last: &AtomicU64) -> Result<(), String> {
+    let name = random.name();
+    let path = root.join(name);
+    let number = last.fetch_add(1, Ordering::Relaxed);
+    let done = match random.below(10) {
+        0..3 => fs::write(&path, version(number, SIZES[random.below(SIZES.len())])),
+        3..5 => {
+            let append = fs::OpenOptions::new().append(true).create(true).open(&path);
+            append.and_then(|mut file| file.write_all(&version(number, 20)))
         }
+        5 => fs::read(&path).map(drop),
+        6..8 => fs::rename(&path, root.join(random.name())),
+        8 => fs::remove_file(&path),
+        _ => fs::OpenOptions::new().write(true).truncate(true).open(&path).map(drop),
+    };
+    unless_gone(name, done)
+}
+
+/// Names come and go; who is always a step behind is told so.
+fn unless_gone(name: &str, done: std::io::Result<()>) -> Result<(), String> {
+    match done {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::ESTALE) => Ok(()),
         done => done.map_err(|error| format!("{name}: {error}")),
     }
 }
 
-#[test]
-fn what_one_reads_is_one_version_whatever_the_others_do() {
+/// All programs at work in one mount; then the server has what the mount shows, and nothing of our own.
+fn run(
+    step: impl Fn(&Path, u64, &mut Random, &AtomicU64) -> Result<(), String> + Sync,
+) -> Option<(Server, Kernel)> {
     if !has_fuse() {
         println!("SKIPPED: several programs at once: /dev/fuse cannot be opened");
-        return;
+        return None;
     }
     let steps = std::env::var("FTPFS_TOGETHER_STEPS");
     let steps = steps.map_or(STEPS, |steps| steps.parse().expect("a number of steps"));
@@ -120,11 +142,10 @@ fn what_one_reads_is_one_version_whatever_the_others_do() {
     server.mkdir("/d");
     server.set_delay(Duration::from_millis(1));
     let kernel = Kernel::new(&server, 8, Duration::from_secs(10));
-    let root = kernel.root.clone();
     let (last, wrong) = (AtomicU64::new(1), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for program in 1..=PROGRAMS {
-            let (root, last, wrong) = (&root, &last, &wrong);
+            let (root, step, last, wrong) = (&kernel.root, &step, &last, &wrong);
             scope.spawn(move || {
                 let mut random = Random(program.wrapping_mul(0x9E37_79B9_7F4A_7C15));
                 for _ in 0..steps {
@@ -137,19 +158,43 @@ fn what_one_reads_is_one_version_whatever_the_others_do() {
     });
     let wrong = wrong.into_inner().unwrap();
     assert!(wrong.is_empty(), "{} times:\n{}", wrong.len(), wrong.join("\n"));
-    // The server has what the mount shows, and nothing of our own.
     for directory in ["", "d"] {
-        let entries = fs::read_dir(root.join(directory)).unwrap();
-        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        let entries = fs::read_dir(kernel.root.join(directory)).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_encoded_bytes()).collect();
         names.sort();
-        let there = |server: &Server| server.names(format!("/{directory}")).len();
-        let is_same = |server: &Server| there(server) == names.len();
-        assert!(server.wait_until(is_same, PATIENCE), "{} and {names:?}", there(&server));
-        for name in names.iter().filter(|name| *name != "d") {
-            let path = Path::new(directory).join(name);
+        let known = |name: &Vec<u8>| {
+            NAMES
+                .iter()
+                .any(|known| Path::new(known).file_name().unwrap().as_encoded_bytes() == name)
+                || name == b"d"
+        };
+        assert!(names.iter().all(known), "{names:?}");
+        let there = |server: &Server| {
+            let mut there = server.names(format!("/{directory}"));
+            there.sort();
+            there
+        };
+        let is_same = |server: &Server| there(server) == names;
+        assert!(server.wait_until(is_same, PATIENCE), "{:?} and {names:?}", there(&server));
+        for name in names.iter().filter(|name| *name != b"d") {
+            let path = Path::new(directory).join(std::str::from_utf8(name).unwrap());
             let there = server.get(format!("/{}", path.display())).unwrap();
-            assert_eq!(fs::read(root.join(&path)).unwrap().len(), there.len());
-            check(&there).unwrap();
+            assert!(fs::read(kernel.root.join(&path)).unwrap() == there, "{}", path.display());
         }
     }
+    Some((server, kernel))
+}
+
+#[test]
+fn what_one_reads_is_one_version_whatever_the_others_do() {
+    let Some((server, _kernel)) = run(step) else { return };
+    for name in NAMES {
+        server.get(format!("/{name}")).iter().for_each(|bytes| check(bytes).unwrap());
+    }
+}
+
+#[test]
+fn programs_that_write_the_same_files_meet_no_errors_and_leave_nothing_behind() {
+    run(|root, _, random, last| rewrite(root, random, last));
 }

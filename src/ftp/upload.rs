@@ -300,12 +300,12 @@ impl Lane {
         give_up(session, error)
     }
 
-    /// What was sent is not wanted. The session returns to the pool, owing the replies.
+    /// What was sent is not wanted. Waits until the server has said so too: it makes the file at any
+    /// time before, and nobody could remove it for good.
     pub(crate) fn abort(mut self) {
-        let has_opened = matches!(self.line, Some(Data::Open(_)));
         self.reset();
-        if has_opened {
-            self.session.owe_behind(self.behind.len());
+        self.session.owe_behind(self.behind.len());
+        if self.session.settle().is_ok() {
             self.session.give_back();
         }
     }

@@ -85,21 +85,29 @@ impl Vfs {
         }
         let ino = self.tree().find(parent, name);
         let _moving = ino.map(|ino| self.moves.begin(ino));
-        if let Some(ino) = ino {
-            if item.is_unsent {
-                let path = self.child_path(parent, name)?;
-                self.forsake_after(ino, |may_be_there| {
-                    if may_be_there && let Err(error) = remove_if_possible(&self.pool, &path) {
-                        log::warn!("a part of {path} may stay on the server: {error}");
-                    }
-                });
-                self.drop_name(parent, name);
-                return Ok(());
-            }
-            if self.needs_server_copy(ino) && self.hide(parent, name, ino, &item)? {
-                self.forsake(ino);
-                return Ok(());
-            }
+        if let Some(ino) = ino
+            && item.is_unsent
+        {
+            let path = self.child_path(parent, name)?;
+            self.forsake_after(ino, |may_be_there| {
+                if may_be_there && let Err(error) = remove_if_possible(&self.pool, &path) {
+                    log::warn!("a part of {path} may stay on the server: {error}");
+                }
+            });
+            self.drop_name(parent, name);
+            return Ok(());
+        }
+        // What is sent just now would be there again.
+        let staged = ino.and_then(|ino| self.handles.staged(ino));
+        let held = staged.as_ref().map(|staged| staged.seize());
+        if let Some(ino) = ino
+            && self.needs_server_copy(ino)
+            && self.hide(parent, name, ino, &item)?
+        {
+            staged.iter().for_each(|staged| staged.disown());
+            drop(held);
+            self.forsake(ino);
+            return Ok(());
         }
         let path = self.child_path(parent, name)?;
         let (removed, was_tried_twice) = self.pool.ask_noting(|session| session.remove_file(&path));
@@ -113,6 +121,8 @@ impl Vfs {
                 return Err(Error::NotFound);
             }
         }
+        staged.iter().for_each(|staged| staged.disown());
+        drop(held);
         if let Some(ino) = ino {
             self.forsake(ino);
         }
@@ -188,6 +198,9 @@ impl Vfs {
         }
         // What is written from here on is sent when it is known where the file is.
         let moving = begin();
+        // What is unsent of the target is not sent any more, but kept until the rename is done.
+        let replaced = target_ino.and_then(|ino| Some((ino, self.handles.staged(ino)?)));
+        let held = replaced.as_ref().map(|(_, staged)| staged.seize());
         if let Some(target) = &target {
             self.clear_target(&item, to, target)?;
         }
@@ -195,10 +208,6 @@ impl Vfs {
             (self.child_path(from.0, from.1)?, self.child_path(to.0, to.1)?);
         let own = self.handles.staged(ino);
         let own_held = own.as_ref().map(|staged| staged.hold());
-        // What is unsent of the target is not sent any more, but kept until the rename is done.
-        let replaced = self.tree().find(to.0, to.1);
-        let replaced = replaced.and_then(|ino| Some((ino, self.handles.staged(ino)?)));
-        let held = replaced.as_ref().map(|(_, staged)| staged.hold());
         if let Some((_, staged)) = &replaced {
             staged.yield_to(Some(&source))?;
         }
@@ -230,6 +239,7 @@ impl Vfs {
             self.unstage(ino);
         }
         self.forget_moved(&item, &source, &destination);
+        replaced.iter().for_each(|(_, staged)| staged.disown());
         drop(held);
         if let Some((ino, staged)) = replaced {
             drop(staged);
@@ -347,8 +357,8 @@ impl Vfs {
             _ => {}
         }
         let Some(ino) = ino else { return Ok(()) };
-        if !target.is_unsent && self.needs_server_copy(ino) && self.hide(to.0, to.1, ino, target)? {
-            self.forsake(ino);
+        if !target.is_unsent && self.needs_server_copy(ino) {
+            self.hide(to.0, to.1, ino, target)?;
         }
         Ok(())
     }

@@ -236,6 +236,18 @@ impl Staged {
         Ok(())
     }
 
+    /// The same as `hold`, at once: a send that is under way stops, and begins anew if the name stays
+    /// its own.
+    pub(crate) fn seize(&self) -> impl Drop + '_ {
+        self.is_unwanted.store(true, Ordering::Relaxed);
+        self.hold()
+    }
+
+    /// The name is not its own any more: who waits to send it need not.
+    pub(crate) fn disown(&self) {
+        self.lock().is_unlinked = true;
+    }
+
     /// Nothing is sent while the value lives.
     pub(crate) fn hold(&self) -> impl Drop + '_ {
         self.lock_quiet().sending = Some(Urgency::Foreground);

@@ -1,5 +1,6 @@
 //! One send of a file being written: begun, noted on the disk, carried out, settled.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -42,12 +43,39 @@ impl Staged {
         urgency: Urgency,
         find: &dyn Fn() -> Result<RemotePath>,
     ) -> Result<Option<Committed>> {
+        loop {
+            let was_stopped = Cell::new(false);
+            let place = (pool, marks, key);
+            match self.commit_once(place, policy, urgency, find, &was_stopped) {
+                // Its name is gone, and with it whatever was to be sent.
+                Err(error) if self.lock().is_unlinked => {
+                    log::info!("not sent, as it was removed meanwhile: {error}");
+                    return Ok(None);
+                }
+                // It was to make way for a removal that did not come about.
+                Err(_) if urgency == Urgency::Foreground && was_stopped.get() => {}
+                sent => return sent,
+            }
+        }
+    }
+
+    fn commit_once(
+        &self,
+        (pool, marks, key): (&Arc<Pool>, &Marks, u64),
+        policy: &WritePolicy,
+        urgency: Urgency,
+        find: &dyn Fn() -> Result<RemotePath>,
+        was_stopped: &Cell<bool>,
+    ) -> Result<Option<Committed>> {
         let Some(mut job) = self.begin(urgency)? else { return Ok(None) };
         let ends = SendEnds(self);
         let path = find()?;
         let place = Place { pool, marks, path: &path, key };
         self.note_before_sending(&place, policy);
-        let is_cancelled = || self.is_unwanted.load(Ordering::Relaxed);
+        let is_cancelled = || {
+            was_stopped.set(was_stopped.get() || self.is_unwanted.load(Ordering::Relaxed));
+            was_stopped.get()
+        };
         let errand = Errand {
             staged: self,
             place: &place,
@@ -58,14 +86,7 @@ impl Staged {
         let sent = errand.run();
         let committed = self.apply(&place, job, sent);
         drop(ends);
-        match committed {
-            // Its name is gone, and with it whatever was to be sent.
-            Err(error) if self.lock().is_unlinked => {
-                log::info!("{path} was removed while it was sent: {error}");
-                Ok(None)
-            }
-            committed => committed.map(Some),
-        }
+        committed.map(Some)
     }
 
     fn begin(&self, urgency: Urgency) -> Result<Option<Job>> {
