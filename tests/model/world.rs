@@ -183,6 +183,8 @@ impl World {
         self.trouble = None;
         self.close_all()?;
         let drained = self.fs().vfs.drain();
+        // As a mount ends: what was sent in vain goes first.
+        self.fs().vfs.release_all();
         if self.keeps_a_part() {
             return Ok(());
         }
