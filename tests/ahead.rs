@@ -358,29 +358,34 @@ fn the_end_of_short_downloads_comes_early_where_it_may() {
     for (early_end, connections) in
         [(EarlyEnd::Counted, 4), (EarlyEnd::Aborts, 4), (EarlyEnd::Aborts, 2)]
     {
-        let mut dialect = Dialect::proftpd();
-        (dialect.lingers, dialect.early_end) = (true, early_end);
-        let server = Server::start(dialect);
-        for index in 0..40 {
-            server.put(format!("/flat/f{index:02}"), content(index));
-        }
-        let fs = Direct::new(&server, connections, LONG);
-        server.set_delay(DELAY);
-        for index in 0..40 {
-            assert_eq!(fs.read(&file(index)).unwrap(), content(index), "{early_end:?}");
-        }
-        let count = server.early_ends();
-        match early_end {
-            EarlyEnd::Aborts => {
-                assert!((1..=connections).contains(&count), "{count}: once for each at most");
-            }
-            _ => assert!(count > 10, "{count}"),
-        }
-        // A reader who has waited long enough fetches a file again.
-        let AheadBytes { fetched, unread, .. } = fs.vfs.ahead();
-        assert!(unread * 10 <= fetched, "{unread} of {fetched} bytes");
-        assert!(fs.vfs.pool().trouble().is_none());
+        // A reader who has waited long enough, on a busy machine, fetches a file again.
+        let unread: Vec<u64> = (0..3).map(|_| read_short(early_end, connections)).collect();
+        assert!(unread.contains(&0), "{unread:?}");
     }
+}
+
+/// Reads short files in a row; the bytes that were fetched in vain.
+fn read_short(early_end: EarlyEnd, connections: usize) -> u64 {
+    let mut dialect = Dialect::proftpd();
+    (dialect.lingers, dialect.early_end) = (true, early_end);
+    let server = Server::start(dialect);
+    for index in 0..40 {
+        server.put(format!("/flat/f{index:02}"), content(index));
+    }
+    let fs = Direct::new(&server, connections, LONG);
+    server.set_delay(DELAY);
+    for index in 0..40 {
+        assert_eq!(fs.read(&file(index)).unwrap(), content(index), "{early_end:?}");
+    }
+    let count = server.early_ends();
+    match early_end {
+        EarlyEnd::Aborts => {
+            assert!((1..=connections).contains(&count), "{count}: once for each at most");
+        }
+        _ => assert!(count > 10, "{count}"),
+    }
+    assert!(fs.vfs.pool().trouble().is_none());
+    fs.vfs.ahead().unread
 }
 
 #[test]

@@ -243,6 +243,10 @@ fn mount_answers_and_umount_leaves_nothing() {
     assert!(has_ended(daemon), "umount waits for the process");
     let status = world.run(&[&"status"]).out;
     assert!(!status.contains(&*world.mnt.to_string_lossy()), "{status}");
+    if !fs::read_to_string("/proc/self/mountinfo").unwrap().contains(" fuse.ftpfs ") {
+        let status = world.run(&[&"status"]).out;
+        assert_eq!(status, "nothing is mounted by ftpfs\n");
+    }
     assert!(server.wait_until(|server| server.sessions_open() == 0, PATIENCE));
 }
 

@@ -101,10 +101,9 @@ fn pieces_that_are_asked_for_at_once_come_over_one_transfer() {
         return;
     }
     // On a busy machine one that has a piece may be kept from asking for it, and another goes before:
-    // one reading in order of five is to be undisturbed. That those who wait go in order is tested
-    // beside them.
-    let reading = (0..5).map(|_| read_by_advice()).find(|transfers| *transfers == (0, 1));
-    assert!(reading.is_some(), "each one had further transfers");
+    // one of two is to be undisturbed. That those who wait go in order is tested beside them.
+    let reading = (0..2).map(|_| read_by_advice()).find(|transfers| *transfers == (0, 1));
+    assert!(reading.is_some(), "both had further transfers");
 }
 
 /// How many offsets and transfers it took.
