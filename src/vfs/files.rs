@@ -1,21 +1,19 @@
-//! Content: open, create, read, write, flush, release.
+//! Content: open, create, write, flush, release.
 
 use std::cell::Cell;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::attr::Version;
-use super::blocks::now_millis;
 use super::cached::Cached;
 use super::commit::Committed;
 use super::dircache::Item;
 use super::error::{Error, Result};
-use super::handles::{Access, OpenFile, Shared};
+use super::handles::{Access, Shared};
 use super::marks::Mark;
 use super::names::entry_of_now;
 use super::pages::Kept;
 use super::patch::tail;
-use super::reader::{Reader, Stretch, leave_parked};
+use super::reader::leave_parked;
 use super::replace::put_away;
 use super::staging::{Place, Staged, Start, Urgency};
 use super::tree::Ino;
@@ -197,128 +195,6 @@ impl Vfs {
         Ok((Found { attr, valid }, Opened { fh, is_direct: false, keeps_pages: false }))
     }
 
-    /// Gives the bytes at `offset` to `take`: exactly `length`, fewer only at the end of the file.
-    pub fn read<T>(
-        &self,
-        fh: u64,
-        offset: u64,
-        length: usize,
-        take: impl FnOnce(&[u8]) -> T,
-    ) -> Result<T> {
-        let file = self.handles.file(fh)?;
-        if !file.access.read {
-            return Err(Error::BadHandle);
-        }
-        let (mut take, mut taken) = (Some(take), None);
-        let mut give = |bytes: &[u8]| taken = take.take().map(|take| take(bytes));
-        for _ in 0..PATIENCE {
-            let path = self.path(file.ino).ok();
-            let result = self.read_under(path.as_ref(), (&file, fh), (offset, length), &mut give);
-            let is_right = match &result {
-                Ok(is_right) => *is_right,
-                // The bytes of a staged file may have been looked for under a name that it had.
-                Err(Error::Stale(_) | Error::Denied(_)) => self.is_still(file.ino, path.as_ref()),
-                Err(_) => true,
-            };
-            if !is_right {
-                self.settle_name(file.ino);
-                continue;
-            }
-            if let Err(Error::Stale(_) | Error::Denied(_)) = &result {
-                // What was listed is no longer true.
-                self.expire_parent(file.ino);
-            }
-            result?;
-            return taken.ok_or(Error::Invalid);
-        }
-        Err(restless())
-    }
-
-    /// Is this the name on the server, and was it while `path` was used? Whoever got it before a move
-    /// finds that under way, or another name.
-    pub(super) fn is_still(&self, ino: Ino, path: Option<&RemotePath>) -> bool {
-        !self.is_moving(ino) && self.path(ino).ok().as_ref() == path
-    }
-
-    /// The same of a file that has this name now; false, and nothing given, if what was opened may be
-    /// another file.
-    fn read_under(
-        &self,
-        path: Option<&RemotePath>,
-        (file, fh): (&OpenFile, u64),
-        (offset, length): (u64, usize),
-        give: &mut dyn FnMut(&[u8]),
-    ) -> Result<bool> {
-        if let Some(staged) = self.handles.staged(file.ino).filter(|staged| staged.serves()) {
-            // A file without a name has no path, and needs none: all of it is here.
-            let nowhere = RemotePath::root();
-            let place = self.at(file.ino, path.unwrap_or(&nowhere));
-            give(&staged.read(&place, offset, length)?);
-            return Ok(true);
-        }
-        let mut give = |bytes: &[u8]| {
-            self.pages.note(file.ino, &file.version, bytes.len(), now_millis());
-            give(bytes);
-        };
-        if let Some(bytes) = self.read_ahead_of(file) {
-            let begin = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
-            let end = begin.saturating_add(length).min(bytes.len());
-            give(bytes.get(begin..end).unwrap_or_default());
-            return Ok(true);
-        }
-        let path = path.ok_or(Error::NotFound)?;
-        match self.cached(file, path, (offset, length))? {
-            Some(cached) => self.read_blocks(cached, (file, fh), offset, length, give),
-            None => self.read_transfer(file, fh, path, offset, length, give),
-        }
-    }
-
-    fn read_transfer(
-        &self,
-        file: &OpenFile,
-        fh: u64,
-        path: &RemotePath,
-        offset: u64,
-        length: usize,
-        give: impl FnOnce(&[u8]),
-    ) -> Result<bool> {
-        let mut reader = file.reader.enter(offset);
-        let Some(found) = self.find(&mut reader, (file, fh), path, (offset, length))? else {
-            return Ok(false);
-        };
-        give(reader.bytes(&found));
-        drop(reader);
-        self.handles.limit_memory(fh);
-        Ok(true)
-    }
-
-    /// Nothing if what the reader found, or did not, may be of another file.
-    pub(super) fn find(
-        &self,
-        reader: &mut Reader,
-        (file, fh): (&OpenFile, u64),
-        path: &RemotePath,
-        (offset, length): (u64, usize),
-    ) -> Result<Option<Stretch>> {
-        let found = reader.find(&self.pool, path, fh, offset, length);
-        if (found.is_ok() && !reader.has_opened()) || self.is_still(file.ino, Some(path)) {
-            return found.map(Some);
-        }
-        reader.begin_again(&self.pool, fh);
-        Ok(None)
-    }
-
-    /// The whole content, if it was fetched before it was asked for; looked for once, so that one
-    /// handle has one source.
-    pub(super) fn read_ahead_of<'a>(&self, file: &'a OpenFile) -> Option<&'a Arc<Vec<u8>>> {
-        let look = || {
-            let bytes = self.prefetch.take(file.ino, &file.version)?;
-            self.keep_whole(file, &bytes);
-            Some(bytes)
-        };
-        file.ahead.get_or_init(|| if file.access.write { None } else { look() }).as_ref()
-    }
-
     /// Writes at `offset`, or at the end for a handle opened to append.
     pub fn write(&self, fh: u64, offset: u64, bytes: &[u8]) -> Result<()> {
         let file = self.handles.file(fh)?;
@@ -431,12 +307,12 @@ impl Vfs {
         }
     }
 
-    fn is_moving(&self, ino: Ino) -> bool {
+    pub(super) fn is_moving(&self, ino: Ino) -> bool {
         self.moves.concern(|moving| self.tree().is_within(ino, moving))
     }
 
     /// Waits until its name on the server is known here.
-    fn settle_name(&self, ino: Ino) {
+    pub(super) fn settle_name(&self, ino: Ino) {
         self.moves.settle(self.pool.timeout(), |moving| self.tree().is_within(ino, moving));
     }
 

@@ -40,6 +40,7 @@ mod policy;
 mod prefetch;
 mod ranges;
 mod reader;
+mod reads;
 mod recovery;
 mod refresh;
 mod replace;
