@@ -9,12 +9,10 @@ use super::commit::Committed;
 use super::dircache::Item;
 use super::error::{Error, Result};
 use super::handles::{Access, Shared};
-use super::marks::Mark;
 use super::names::entry_of_now;
 use super::pages::Kept;
 use super::patch::tail;
 use super::reader::leave_parked;
-use super::replace::put_away;
 use super::staging::{Place, Staged, Start, Urgency};
 use super::tree::Ino;
 use super::{Found, Known, PATIENCE, Vfs, now_mtime, restless};
@@ -270,19 +268,6 @@ impl Vfs {
             self.remove_hidden(closed.ino, mark);
         }
         self.unpin(closed.ino);
-    }
-
-    /// Nobody has it open any more: the name that nobody sees goes too.
-    pub(super) fn remove_hidden(&self, ino: Ino, mark: Option<Mark>) {
-        let _moving = self.moves.begin(ino);
-        let Ok(path) = self.path(ino) else {
-            // Its directory is gone from here: the mark tells the end of the mount where it was.
-            return mark.into_iter().for_each(Mark::leave);
-        };
-        put_away(&self.pool, &path, mark);
-        if let Some((parent, name)) = self.place(ino) {
-            self.tree().unlink(parent, &name);
-        }
     }
 
     /// The kernel tells of no handle any more. What it did not tell, as it was unmounted meanwhile,

@@ -25,6 +25,7 @@ mod error;
 mod files;
 mod grace;
 mod handles;
+mod hidden;
 mod journal;
 mod links;
 mod listing;

@@ -11,10 +11,9 @@ use super::dircache::Item;
 use super::error::{Error, Result};
 use super::files::{new_item, now_stamp};
 use super::handles::Shared;
-use super::marks::Purpose;
-use super::replace::{beside, move_once, remove_if_possible, replace};
+use super::replace::{move_once, remove_if_possible, replace};
 use super::staging::{Staged, Urgency};
-use super::tree::{Ino, ROOT};
+use super::tree::Ino;
 use super::{Found, Vfs};
 use crate::ftp::{self, Entry, Kind, RemotePath};
 
@@ -379,65 +378,6 @@ impl Vfs {
             // Somebody else was faster.
             (None, _) => Err(Error::NotFound),
         }
-    }
-
-    /// Is the file on the server still needed after its name is gone? Yes while it is open and its
-    /// content is not here.
-    fn needs_server_copy(&self, ino: Ino) -> bool {
-        let local = self.handles.staged(ino).is_some_and(|s| s.serves() && s.is_complete());
-        self.handles.is_open(ino) && !local
-    }
-
-    /// Renames an open file to a name that nobody sees; it is removed with its last handle. False
-    /// where the server does not allow it: then those who have it open lose it.
-    fn hide(&self, parent: Ino, name: &[u8], ino: Ino, item: &Item) -> Result<bool> {
-        let path = self.child_path(parent, name)?;
-        let hidden = beside(&path)?;
-        let mark = self.marks.set(Purpose::Scratch, &hidden, &path);
-        let _moving = self.moves.begin(ino);
-        if let Err(reply) = move_once(&self.pool, &path, &hidden)? {
-            log::info!("{path} cannot be kept for those who have it open: {reply}");
-            return Ok(false);
-        }
-        let doomed = {
-            let _names = self.names.change();
-            self.cache.remove(parent, name);
-            // Before anybody may remove it under the name that it has by then.
-            if let Some(hidden) = hidden.name() {
-                self.tree().relink((parent, name), (parent, hidden));
-            }
-            self.handles.doom(ino, item.clone(), mark)
-        };
-        self.prefetch.forget(ino);
-        if let Err(mark) = doomed {
-            self.remove_hidden(ino, mark);
-        }
-        Ok(true)
-    }
-
-    /// Files that are removed and still open keep no directory (rmdir(2)): they go to the one above.
-    fn take_out_hidden(&self, directory: Ino, path: &RemotePath) -> Result<()> {
-        let is_inside = |ino| self.place(ino).filter(|(parent, _)| *parent == directory);
-        // Some may be going right now.
-        self.moves.settle(self.pool.timeout(), |ino| is_inside(ino).is_some());
-        let above = self.place(directory).map_or(ROOT, |(above, _)| above);
-        for ino in self.handles.all_doomed() {
-            let Some((_, name)) = is_inside(ino) else { continue };
-            let (from, to) = (path.join(&name)?, beside(path)?);
-            let mark = self.marks.set(Purpose::Scratch, &to, &from);
-            let _moving = self.moves.begin(ino);
-            if let Err(reply) = move_once(&self.pool, &from, &to)? {
-                log::info!("{from} is in the way of removing its directory: {reply}");
-                continue;
-            }
-            if let Some(hidden) = to.name() {
-                self.tree().relink((directory, &name), (above, hidden));
-            }
-            if let Err(mark) = self.handles.mark_doomed(ino, mark) {
-                self.remove_hidden(ino, mark);
-            }
-        }
-        Ok(())
     }
 
     /// The name of a file is gone, or another's: what is staged for it is never sent again.
